@@ -1,0 +1,1 @@
+"""The PPO scheduler: policy, training, storage."""

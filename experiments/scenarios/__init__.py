@@ -1,0 +1,1 @@
+"""Scenario files: machine, workload and reward weights."""

@@ -1,0 +1,1 @@
+"""Reading machines: presets by name, and files."""

@@ -1,0 +1,1 @@
+"""Machine presets: data files, each figure with its source."""

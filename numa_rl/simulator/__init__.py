@@ -1,0 +1,1 @@
+"""The analytical backend: state, kernel, simulator."""

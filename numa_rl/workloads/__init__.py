@@ -1,0 +1,1 @@
+"""What runs on the machine: workloads as arrays, their generators and trace readers."""
