@@ -60,6 +60,18 @@ class LoadedLatency:
             raise ValueError(f"loaded latency: saturated must be finite and >= 1, got {self.saturated}.")
 
 
+def hop_counts(links: IntArray, num_nodes: int) -> IntArray:
+    """Fewest directed links from every node to every other, shape (N, N); -1 where there is no route.
+
+    Args:
+        links: directed links as (source, target) nodes, shape (L, 2).
+        num_nodes: number of nodes N.
+    """
+    graph = csr_array((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=(num_nodes, num_nodes))
+    distance = dijkstra(graph, unweighted=True)
+    return np.where(np.isfinite(distance), distance, -1).astype(np.int64)
+
+
 @dataclass(frozen=True, eq=False)
 class Topology:
     """N nodes, what each costs to reach, and the links between them; row = initiator, column = target.
@@ -134,7 +146,7 @@ class Topology:
 
     def _set(self, name: str, dtype: type, shape: tuple[int, ...]) -> None:
         """Store attribute `name` as a read-only array; -1 in `shape` stands for any length."""
-        array = np.array(getattr(self, name), dtype=dtype)
+        array: npt.NDArray[Any] = np.array(getattr(self, name), dtype=dtype)
         if array.size == 0 and shape == (-1, 2):
             array = array.reshape(0, 2)
         fits = array.ndim == len(shape) and all(want in (-1, got) for want, got in zip(shape, array.shape, strict=True))
@@ -197,11 +209,7 @@ class Topology:
     @cached_property
     def hops(self) -> IntArray:
         """Links on the route of every pair, shape (N, N); -1 where there is no route."""
-        n = self.num_nodes
-        source, target = self.links[:, 0], self.links[:, 1]
-        graph = csr_array((np.ones(len(self.links)), (source, target)), shape=(n, n))
-        distance = dijkstra(graph, unweighted=True)
-        return np.where(np.isfinite(distance), distance, -1).astype(np.int64)
+        return hop_counts(self.links, self.num_nodes)
 
     def link_index(self) -> dict[tuple[int, int], int]:
         """Index of each directed link by its (source, target)."""
