@@ -168,13 +168,14 @@ class Topology:
         """Every link joins two nodes of the machine, once, has its reverse, and no node is cut off."""
         n = self.num_nodes
         self._require("links", (self.links >= 0) & (self.links < n), f"a node in 0..{n - 1}")
-        pairs = [tuple(map(int, link)) for link in self.links]
+        pairs = [(int(source), int(target)) for source, target in self.links]
+        known = set(pairs)
         for pair in pairs:
             if pair[0] == pair[1]:
                 raise ValueError(f"machine {self.name!r}: a link must join two different nodes, got {pair}.")
-            if pair[::-1] not in pairs:
+            if pair[::-1] not in known:
                 raise ValueError(f"machine {self.name!r}: link {pair} must have its reverse {pair[::-1]}, got none.")
-        if len(set(pairs)) != len(pairs):
+        if len(known) != len(pairs):
             raise ValueError(f"machine {self.name!r}: each directed link must be given once, got {sorted(pairs)}.")
         unreachable = np.argwhere(self.hops < 0)
         if len(unreachable):

@@ -19,7 +19,7 @@ from numa_rl.topology import FloatArray, IntArray, Topology, hop_counts
 
 # Where the defaults of `Topology` itself come from, for machines that leave them as they are.
 DEFAULT_SOURCES = {
-    "loaded_latency": "measured: fit to the Intel MLC curve of a two-socket Xeon Platinum 8269CY (rmse 0.019)",
+    "loaded_latency": "assumed: the fit to the Intel MLC curve of a two-socket Xeon Platinum 8269CY (rmse 0.019)",
     "outstanding_bytes": "assumed: 16 lines of 64 bytes, the L2 superqueue of an Intel core",
     "page_bytes": "assumed: the 4 KiB base page of x86-64 Linux",
     "page_move_s": "assumed: 1 us of kernel time per page, the order of Lameter, ACM Queue 2013",
