@@ -6,12 +6,11 @@ Dimension key: B machines.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from numa_rl.simulator.state import Outcome
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,11 @@ class RewardWeights:
         if self.reference_s == 0.0:
             raise ValueError("reference_s must be > 0, got 0.")
 
-    def cost(self, exec_s: Array, comm_s: Array, imbalance: Array, out_of_memory: Array) -> Array:
-        """Cost -R of decisions, dimensionless, shape (B,), from their parts, each of shape (B,)."""
-        seconds = exec_s + self.alpha * comm_s
-        return seconds / self.reference_s + self.beta * imbalance + self.out_of_memory_penalty * out_of_memory
+    def cost(self, outcome: Outcome) -> npt.NDArray[np.float64]:
+        """Cost -R of the last decision of every row, dimensionless, shape (B,).
+
+        Override it to train on another reward; the observation's estimate keeps T_exec + alpha T_comm.
+        """
+        seconds = outcome.exec_s + self.alpha * outcome.comm_s
+        cost = seconds / self.reference_s + self.beta * outcome.imbalance
+        return cost + self.out_of_memory_penalty * outcome.out_of_memory

@@ -1,0 +1,125 @@
+"""The Gymnasium vector environment: a batch of machines stepped by one call.
+
+Dimension key: B sub-environments.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+
+from envs.observation import Float32, ObservationKind, ObservationLayout
+from envs.scheduling_env import outcome_info
+from envs.world import Rows, World
+
+Array = npt.NDArray[Any]
+
+
+class NumaSchedulingVectorEnv(gym.vector.VectorEnv[Float32, Array, Array]):
+    """B machines at once; sub-environment i behaves as `NumaSchedulingEnv` seeded with seed + i.
+
+    Args:
+        num_envs: B.
+        world: as for `NumaSchedulingEnv`.
+        observation: as for `NumaSchedulingEnv`.
+        autoreset_mode: when a finished sub-environment starts anew: at its next step (Gymnasium's default),
+            in the same step (the last observation goes to `info["final_obs"]`), or only by
+            `reset(options={"reset_mask": ...})`.
+        copy: return observations as copies; otherwise the next step overwrites them.
+        num_threads: threads that share the rows.
+
+    Raises:
+        ValueError: at `step`, an action that names no node.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        world: World | None = None,
+        *,
+        observation: ObservationKind | str = ObservationKind.FULL,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        copy: bool = True,
+        num_threads: int = 1,
+        render_mode: str | None = None,
+    ) -> None:
+        """Allocate B rows."""
+        if render_mode is not None:
+            raise ValueError(f"render_mode must be None for the vector environment, got {render_mode!r}.")
+        self._rows = Rows(world or World.default(observation), num_envs, num_threads)
+        self._copy = copy
+        self.num_envs = num_envs
+        self.render_mode = render_mode
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = type(self).metadata | {"autoreset_mode": self.autoreset_mode}
+        self.single_observation_space = self._rows.observation_space
+        self.single_action_space = self._rows.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    @property
+    def layout(self) -> ObservationLayout:
+        """Where each group lies in an observation."""
+        return self._rows.observer.layout
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Float32, dict[str, Any]]:
+        """Start an episode in every sub-environment, or in those of `options["reset_mask"]`, shape (B,)."""
+        seeds = (
+            [None if seed is None else seed + i for i in range(self.num_envs)] if not isinstance(seed, list) else seed
+        )
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"seed must have one entry for each of {self.num_envs} environments, got {len(seeds)}.")
+        for row, value in enumerate(seeds):
+            if value is not None:
+                self._rows.generators[row] = gym.utils.seeding.np_random(value)[0]
+        mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, bool)))
+        if mask.shape != (self.num_envs,) or mask.dtype != bool or not mask.any():
+            raise ValueError(f"reset_mask must be booleans of shape ({self.num_envs},), at least one true, got {mask}.")
+        self._rows.reset(np.flatnonzero(mask))
+        return self._observe(), {}
+
+    def step(self, actions: Array) -> tuple[Float32, Array, Array, Array, dict[str, Any]]:
+        """Place one task in every sub-environment.
+
+        In mode NEXT_STEP a sub-environment that had finished starts anew instead, with reward 0. In mode
+        DISABLED it must have been reset.
+
+        Raises:
+            ValueError: an action that names no node, or a step of a finished row in mode DISABLED.
+        """
+        over = self._rows.simulator.outcome.finished.copy()
+        if self.autoreset_mode == AutoresetMode.DISABLED and over.any():
+            raise ValueError(f"environments {np.flatnonzero(over).tolist()} are over: reset them with reset_mask.")
+        rewards, outcome = self._rows.step(actions)
+        info = outcome_info(outcome)
+        info |= {f"_{name}": ~over for name in tuple(info)}
+        truncated = outcome.finished & ~over
+        rewards = np.where(over, 0.0, rewards)
+        if over.any():
+            self._rows.reset(np.flatnonzero(over))
+        if self.autoreset_mode == AutoresetMode.SAME_STEP and truncated.any():
+            final = np.full(self.num_envs, None, dtype=object)
+            last = self._rows.observe()
+            for row in np.flatnonzero(truncated):
+                final[row] = last[row].copy()
+            info |= {"final_obs": final, "_final_obs": truncated.copy()}
+            info |= {"final_info": outcome_info(outcome), "_final_info": truncated.copy()}
+            self._rows.reset(np.flatnonzero(truncated))
+        return self._observe(), rewards, np.zeros(self.num_envs, bool), truncated, info
+
+    def action_masks(self) -> npt.NDArray[np.bool_]:
+        """Open task nodes, then open data nodes, shape (B, 2 N)."""
+        return self._rows.action_masks()
+
+    def _observe(self) -> Float32:
+        observation = self._rows.observe()
+        return observation.copy() if self._copy else observation

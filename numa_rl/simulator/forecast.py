@@ -1,0 +1,174 @@
+"""What each placement of the next task would cost now: `kernel.decide` for all (task node, data node) at once.
+
+The equations are the kernel's own; only the walk over routes differs, because here every pair is wanted: each
+node's route is its parent's and one link more, so N^2 pairs cost N^2 steps.
+
+Dimension key: N nodes, R resources, as in `state.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numa_rl.simulator.kernel import (
+    ONE,
+    ZERO,
+    compiled,
+    find_room,
+    latency_factor,
+    migration_time,
+    ready_time,
+    resource_load,
+    shared_s_per_byte,
+    stream_s_per_byte,
+)
+from numa_rl.simulator.state import F32, Machines
+
+NUM_ROUTE_ARRAYS = 5
+NUM_RESOURCE_ARRAYS = 3
+
+
+def allocate_scratch(machines: Machines) -> tuple[F32, F32]:
+    """Working arrays of one thread: (routes, shape (5, N * N); resources, shape (3, R))."""
+    n, r = machines.max_nodes, machines.max_resources
+    return np.zeros((NUM_ROUTE_ARRAYS, n * n), np.float32), np.zeros((NUM_RESOURCE_ARRAYS, r), np.float32)
+
+
+@compiled
+def weigh_routes(machines, state, b, window_s, routes, resources):  # type: ignore[no-untyped-def]
+    """Fill `resources` (seconds per byte, load, price) and, for every pair, `routes`.
+
+    `routes` holds the slowest link in and out, the largest load, and the sum of prices in and out. The price of
+    a resource is its load x its idle seconds per byte: what a byte more takes from the traffic already there.
+    """
+    m = state.machine[b]
+    width = machines.cores.shape[1]
+    nodes = machines.num_nodes[m]
+    idle = machines.resource_s_per_byte[m]
+    used = state.resource_bytes[b]
+    s_per_byte, loads, prices = resources[0], resources[1], resources[2]
+    for r in range(len(idle)):
+        u = resource_load(used[r], idle[r], window_s)
+        s_per_byte[r] = shared_s_per_byte(idle[r], u)
+        loads[r] = u
+        prices[r] = u * idle[r]
+    for root in range(nodes):
+        row = slice(root * width, (root + 1) * width)
+        order, parent = machines.tree_order[m, row], machines.tree_parent[m, row]
+        link_in, link_out = machines.link_in[m, row], machines.link_out[m, row]
+        inward, outward, load = routes[0, row], routes[1, row], routes[2, row]
+        price_in, price_out = routes[3, row], routes[4, row]
+        inward[root] = outward[root] = load[root] = price_in[root] = price_out[root] = ZERO
+        for k in range(1, nodes):
+            node = order[k]
+            before = parent[node]
+            a, z = link_in[node], link_out[node]
+            inward[node] = max(inward[before], s_per_byte[a])
+            outward[node] = max(outward[before], s_per_byte[z])
+            load[node] = max(load[before], max(loads[a], loads[z]))
+            price_in[node] = price_in[before] + prices[a]
+            price_out[node] = price_out[before] + prices[z]
+
+
+@compiled
+def forecast(  # type: ignore[no-untyped-def]
+    machines, tasks, state, b, alpha, reference_s, window_s, routes, resources, estimate, congestion, migration
+):
+    """Write what the next task of row b would cost under every placement, in units of `reference_s`.
+
+    Args:
+        machines: as compiled.
+        tasks: as compiled.
+        state: where the rows stand.
+        b: the row.
+        alpha: weight of T_comm.
+        reference_s: the unit of time, seconds.
+        window_s: the traffic window tau, seconds.
+        routes: scratch, see `allocate_scratch`.
+        resources: scratch.
+        estimate: written, shape (N * N,): T_exec + alpha T_comm, exactly what `decide` would charge.
+        congestion: written, shape (N * N,): sum over every controller and link used of bytes / capacity x load.
+        migration: written, shape (N,): the migration in T_comm by data node; 0 where nothing moves.
+    """
+    weigh_routes(machines, state, b, window_s, routes, resources)
+    m, e, t = state.machine[b], state.episode[b], state.task[b]
+    width = machines.cores.shape[1]
+    nodes = machines.num_nodes[m]
+    per_reference = ONE / reference_s
+    a, c, saturated = machines.latency_a[m], machines.latency_c[m], machines.latency_saturated[m]
+    outstanding = machines.outstanding_bytes[m]
+    controller, load, price = resources[0], resources[1], resources[2]
+    obj = tasks.object[e, t]
+    size = tasks.object_bytes[e, t]
+    home = state.objects[b, obj].node
+    old_size = np.float32(state.objects[b, obj].bytes)
+    num_bytes = tasks.bytes[e, t]
+    write_fraction = tasks.write_fraction[e, t]
+    read_fraction = ONE - write_fraction
+    ready = ready_time(tasks, state, b)
+
+    fits = True
+    for d in range(nodes):
+        migration[d] = ZERO
+        target = find_room(machines, state, b, d, obj, size)
+        fits &= target == d
+        if home >= 0 and target >= 0 and target != home:
+            seconds = migration_time(machines, state, b, home, target, state.objects[b, obj].bytes, window_s)
+            migration[d] = np.float32(seconds) * per_reference
+
+    for n in range(nodes):
+        row = slice(n * width, n * width + nodes)
+        inward, outward, route_load = routes[0, row], routes[1, row], routes[2, row]
+        price_in, price_out = routes[3, row], routes[4, row]
+        pair, latency = machines.pair_s_per_byte[m, row], machines.latency_s[m, row]
+        seconds = np.float32(max(ready, state.node_free_s[b, n]) - state.now_s[b])
+        input_price = ZERO
+        reading = ZERO
+        for p in range(tasks.inputs.shape[2]):
+            source = tasks.inputs[e, t, p]
+            if source >= 0 and state.objects[b, source].node >= 0 and tasks.input_bytes[e, t, p] > ZERO:
+                y = state.objects[b, source].node
+                loaded = latency[y] * latency_factor(max(load[y], route_load[y]), a, c, saturated)
+                s_per_byte = stream_s_per_byte(pair[y], controller[y], inward[y], outward[y], ZERO, loaded, outstanding)
+                reading += tasks.input_bytes[e, t, p] * s_per_byte + loaded
+                input_price += tasks.input_bytes[e, t, p] * (price[y] + price_in[y])
+        computing = tasks.flops[e, t] * machines.s_per_flop[m, n]
+        fixed = seconds + alpha * reading
+        out = estimate[row]
+        crowd = congestion[row]
+        for d in range(nodes):
+            loaded = latency[d] * latency_factor(max(load[d], route_load[d]), a, c, saturated)
+            s_per_byte = stream_s_per_byte(
+                pair[d], controller[d], inward[d], outward[d], write_fraction, loaded, outstanding
+            )
+            service = max(computing, num_bytes * s_per_byte)
+            out[d] = (fixed + service) * per_reference
+            own = price[d] + read_fraction * price_in[d] + write_fraction * price_out[d]
+            crowd[d] = (num_bytes * own + input_price) * per_reference
+
+    if home >= 0:  # what moving the object adds: at most one row, so nothing is done where nothing moves
+        for d in range(nodes):
+            if migration[d] > ZERO:
+                moved = (price[home] + price[d] + routes[3, d * width + home]) * old_size * per_reference
+                for n in range(nodes):
+                    estimate[n * width + d] += alpha * migration[d]
+                    congestion[n * width + d] += moved
+    if not fits:
+        redirect(machines, state, b, obj, size, estimate, congestion)
+
+
+@compiled
+def redirect(machines, state, b, obj, size, estimate, congestion):  # type: ignore[no-untyped-def]
+    """Where a data node is full, what is charged is the node that the object falls back to.
+
+    A fallback never chains: the node fallen back to has room, so its own column stands.
+    """
+    m = state.machine[b]
+    width = machines.cores.shape[1]
+    nodes = machines.num_nodes[m]
+    for d in range(nodes):
+        target = find_room(machines, state, b, d, obj, size)
+        if target != d:
+            for n in range(nodes):
+                estimate[n * width + d] = estimate[n * width + target] if target >= 0 else ZERO
+                congestion[n * width + d] = congestion[n * width + target] if target >= 0 else ZERO

@@ -1,0 +1,151 @@
+"""The batched analytical backend: B machines stepped at once.
+
+Dimension key: B rows, N nodes, M machines, E episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from numa_rl.simulator.kernel import reset_row, step_parallel, step_range
+from numa_rl.simulator.state import Outcome, State, allocate_outcome, allocate_state, compile_machines, compile_tasks
+from numa_rl.topology import Topology
+from numa_rl.workloads.workload import Workload
+
+IntArray = npt.NDArray[np.int64]
+
+SMALLEST_CHUNK = 64  # rows; below it a thread costs more than it saves
+
+
+class Simulator:
+    """B rows, each playing one episode of the workload on one of the machines.
+
+    It holds no randomness: what happens follows from the episode, the machine and the decisions alone, and
+    rows share nothing, so the batch size and the number of threads never change a result.
+
+    Args:
+        topologies: the machine, or several; rows choose among them at `reset`.
+        workload: the pool of episodes.
+        num_rows: how many rows B to simulate.
+        window_s: tau, the window over which traffic and accesses are remembered.
+        num_threads: threads that share the rows.
+        max_nodes: pad machines to this many nodes.
+
+    Raises:
+        ValueError: no machine, a window or a count that is not positive, or more threads than numba has.
+    """
+
+    def __init__(
+        self,
+        topologies: Topology | Sequence[Topology],
+        workload: Workload,
+        num_rows: int,
+        *,
+        window_s: float,
+        num_threads: int = 1,
+        max_nodes: int | None = None,
+    ) -> None:
+        """Allocate everything; rows are meaningless until `reset`."""
+        if num_rows < 1:
+            raise ValueError(f"num_rows must be at least 1, got {num_rows}.")
+        if not (np.isfinite(window_s) and window_s > 0):
+            raise ValueError(f"window_s must be finite and > 0, got {window_s}.")
+        most = numba.config.NUMBA_NUM_THREADS
+        if not 1 <= num_threads <= most:
+            raise ValueError(f"num_threads must be in 1..{most}, got {num_threads}.")
+        self.topologies = (topologies,) if isinstance(topologies, Topology) else tuple(topologies)
+        self.workload = workload
+        self.num_rows = num_rows
+        self.window_s = np.float32(window_s)
+        self.num_chunks = min(num_threads, max(1, num_rows // SMALLEST_CHUNK))
+        self.machines = compile_machines(self.topologies, max_nodes)
+        self.tasks = compile_tasks(workload)
+        self.state: State = allocate_state(num_rows, self.machines, workload.num_objects)
+        self.outcome: Outcome = allocate_outcome(num_rows)
+        self._work = np.zeros((self.num_chunks, self.num_nodes))
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes N of the largest machine."""
+        return self.machines.max_nodes
+
+    def reset(
+        self,
+        episodes: npt.ArrayLike,
+        *,
+        machines: npt.ArrayLike = 0,
+        horizons: npt.ArrayLike | None = None,
+        rows: npt.ArrayLike | None = None,
+    ) -> None:
+        """Start an episode in each of these rows.
+
+        Args:
+            episodes: which episode of the pool, shape (len(rows),) or one for all.
+            machines: which of the topologies, likewise.
+            horizons: how many tasks to decide, likewise; all of the episode's by default.
+            rows: the rows to reset; all by default.
+
+        Raises:
+            ValueError: an episode, machine or horizon out of range.
+        """
+        index = np.arange(self.num_rows) if rows is None else np.asarray(rows, np.int64)
+        limits = {
+            "episode": (episodes, 0, self.workload.num_episodes - 1),
+            "machine": (machines, 0, len(self.topologies) - 1),
+            "horizon": (self.workload.num_tasks if horizons is None else horizons, 1, self.workload.num_tasks),
+        }
+        values = {}
+        for name, (given, low, high) in limits.items():
+            array = np.broadcast_to(np.asarray(given, np.int64), index.shape)
+            if array.size and (array.min() < low or array.max() > high):
+                bad = array[(array < low) | (array > high)][0]
+                raise ValueError(f"{name} must be in {low}..{high}, got {bad}.")
+            values[name] = array
+        for row, episode, machine, horizon in zip(
+            index, values["episode"], values["machine"], values["horizon"], strict=True
+        ):
+            reset_row(self.tasks, self.state, row, episode, machine, horizon)
+            self.outcome.finished[row] = False
+
+    def step(self, actions: npt.NDArray[Any]) -> Outcome:
+        """Decide the next task of every row; rows whose episode is over stay as they are.
+
+        Args:
+            actions: (task node, data node) of each row, integers, shape (B, 2). A task sent to a node without
+                cores runs on the nearest node that has some.
+
+        Returns:
+            What each decision led to: buffers that the next step overwrites.
+
+        Raises:
+            ValueError: an action that names no node of the row's machine.
+        """
+        actions = self._check_actions(actions)
+        arrays = (self.machines, self.tasks, self.state, self.outcome, actions, self.window_s)
+        if self.num_chunks == 1:
+            step_range(*arrays, self._work[0], 0, self.num_rows)
+        else:
+            numba.set_num_threads(self.num_chunks)
+            step_parallel(*arrays, self._work, self.num_chunks)
+        return self.outcome
+
+    def _check_actions(self, actions: npt.NDArray[Any]) -> IntArray:
+        """The actions as integers (B, 2), or ValueError naming the rule."""
+        array = np.asarray(actions)
+        if array.shape != (self.num_rows, 2) or array.dtype.kind not in "iu":
+            raise ValueError(
+                f"actions must be integers of shape ({self.num_rows}, 2), got {array.dtype} of shape {array.shape}."
+            )
+        array = np.ascontiguousarray(array, np.int64)
+        limit = self.machines.num_nodes[self.state.machine]
+        bad = (array < 0) | (array >= limit[:, None])
+        if bad.any():
+            row, column = (int(i) for i in np.argwhere(bad)[0])
+            what = ("task node", "data node")[column]
+            raise ValueError(f"{what} must be in 0..{limit[row] - 1}, got {array[row, column]} (row {row}).")
+        return array

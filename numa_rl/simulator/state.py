@@ -1,0 +1,259 @@
+"""The arrays the kernel works on: machines, tasks, state and outcome, structure of arrays.
+
+Dimension key: M machines, B rows (machines being simulated at once), N nodes (of the largest machine),
+C cores (of the largest node), R resources (N memory controllers, then the directed links),
+E episodes, T tasks, O objects, P inputs.
+
+Matrices are stored flat, (N * N,), because numba compiles loops over one-dimensional row views
+several times faster than over three-dimensional arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from numa_rl.topology import Topology
+from numa_rl.workloads.workload import NEVER, Workload
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I32 = npt.NDArray[np.int32]
+Bool = npt.NDArray[np.bool_]
+
+
+class Machines(NamedTuple):
+    """What never changes about M machines, padded to the largest; rows of `tree_*` are rooted at the initiator."""
+
+    num_nodes: I32  # (M,)
+    num_links: I32  # (M,)
+    cores: I32  # (M, N)
+    s_per_flop: F32  # (M, N) of one core
+    memory_bytes: F64  # (M, N)
+    pair_s_per_byte: F32  # (M, N * N) 1 / idle bandwidth
+    latency_s: F32  # (M, N * N) idle
+    resource_s_per_byte: F32  # (M, R) 1 / capacity
+    fallback_order: I32  # (M, N * N) nodes from nearest to farthest
+    runs_on: I32  # (M, N) the nearest node with cores: itself unless it has none
+    tree_order: I32  # (M, N * N) nodes by hops from the root: a node's parent comes before it
+    tree_parent: I32  # (M, N * N) the node before this one on the route from the root
+    link_out: I32  # (M, N * N) resource of the link parent -> node
+    link_in: I32  # (M, N * N) resource of the link node -> parent
+    latency_a: F32  # (M,) loaded latency: r(u) = 1 + a u / (1 - c u)
+    latency_c: F32  # (M,)
+    latency_saturated: F32  # (M,)
+    outstanding_bytes: F32  # (M,) bytes in flight of one core
+    page_bytes: F64  # (M,)
+    page_move_s: F64  # (M,)
+
+    @property
+    def max_nodes(self) -> int:
+        """Number of nodes N of the largest machine."""
+        return self.cores.shape[1]
+
+    @property
+    def max_cores(self) -> int:
+        """Number of cores C of the largest node."""
+        return int(self.cores.max())
+
+    @property
+    def max_resources(self) -> int:
+        """Number of resources R: N memory controllers and the links of the machine with most links."""
+        return self.resource_s_per_byte.shape[1]
+
+
+def compile_machines(topologies: Sequence[Topology], max_nodes: int | None = None) -> Machines:
+    """Pad topologies to one size and lay out their routes for the kernel.
+
+    Args:
+        topologies: the M machines.
+        max_nodes: pad to this many nodes; the largest machine's by default.
+
+    Raises:
+        ValueError: no machine was given, or one has more than `max_nodes` nodes.
+    """
+    if not topologies:
+        raise ValueError("a simulator needs at least one machine, got none.")
+    largest = max(topology.num_nodes for topology in topologies)
+    n = largest if max_nodes is None else max_nodes
+    if n < largest:
+        raise ValueError(f"max_nodes must be at least {largest}, the largest machine's nodes, got {max_nodes}.")
+    m, r = len(topologies), n + max(topology.num_links for topology in topologies)
+    machines = Machines(
+        num_nodes=np.array([topology.num_nodes for topology in topologies], np.int32),
+        num_links=np.array([topology.num_links for topology in topologies], np.int32),
+        cores=np.zeros((m, n), np.int32),
+        s_per_flop=np.zeros((m, n), np.float32),
+        memory_bytes=np.zeros((m, n), np.float64),
+        pair_s_per_byte=np.zeros((m, n * n), np.float32),
+        latency_s=np.zeros((m, n * n), np.float32),
+        resource_s_per_byte=np.zeros((m, r), np.float32),
+        fallback_order=np.zeros((m, n * n), np.int32),
+        runs_on=np.zeros((m, n), np.int32),
+        tree_order=np.zeros((m, n * n), np.int32),
+        tree_parent=np.zeros((m, n * n), np.int32),
+        link_out=np.zeros((m, n * n), np.int32),
+        link_in=np.zeros((m, n * n), np.int32),
+        latency_a=np.array([topology.loaded_latency.a for topology in topologies], np.float32),
+        latency_c=np.array([topology.loaded_latency.c for topology in topologies], np.float32),
+        latency_saturated=np.array([topology.loaded_latency.saturated for topology in topologies], np.float32),
+        outstanding_bytes=np.array([topology.outstanding_bytes for topology in topologies], np.float32),
+        page_bytes=np.array([topology.page_bytes for topology in topologies], np.float64),
+        page_move_s=np.array([topology.page_move_s for topology in topologies], np.float64),
+    )
+    for index, topology in enumerate(topologies):
+        _fill_machine(machines, index, topology)
+    for array in machines:
+        array.setflags(write=False)
+    return machines
+
+
+def _fill_machine(machines: Machines, index: int, topology: Topology) -> None:
+    """Write one topology into row `index`."""
+    n, k = machines.max_nodes, topology.num_nodes
+    machines.cores[index, :k] = topology.cores
+    machines.s_per_flop[index, :k] = 1.0 / topology.flops_per_s
+    machines.memory_bytes[index, :k] = topology.memory_bytes
+    machines.resource_s_per_byte[index, :k] = 1.0 / topology.memory_bandwidth_bytes_per_s
+    machines.resource_s_per_byte[index, n : n + topology.num_links] = 1.0 / topology.link_bandwidth_bytes_per_s
+
+    for node, near in enumerate(topology.fallback_order):
+        machines.runs_on[index, node] = next(other for other in near if topology.cores[other] > 0)
+
+    links = topology.link_index()
+    order = np.argsort(topology.hops, axis=1, kind="stable")
+    link_out, link_in, parent = (np.zeros((k, k), np.int64) for _ in range(3))
+    for root in range(k):
+        for node in range(k):
+            if node != root:
+                before = int(topology.predecessor[root, node])
+                parent[root, node] = before
+                link_out[root, node] = n + links[before, node]
+                link_in[root, node] = n + links[node, before]
+    for name, matrix in {
+        "pair_s_per_byte": 1.0 / topology.bandwidth_bytes_per_s,
+        "latency_s": topology.latency_s,
+        "fallback_order": topology.fallback_order,
+        "tree_order": order,
+        "tree_parent": parent,
+        "link_out": link_out,
+        "link_in": link_in,
+    }.items():
+        getattr(machines, name)[index].reshape(n, n)[:k, :k] = matrix
+
+
+class Tasks(NamedTuple):
+    """A workload as the kernel reads it: `Workload`'s arrays, and who is freed after each task as linked lists."""
+
+    arrival_s: F64  # (E, T)
+    flops: F32  # (E, T)
+    bytes: F32  # (E, T)
+    write_fraction: F32  # (E, T)
+    object: I32  # (E, T)
+    object_bytes: F64  # (E, T)
+    inputs: I32  # (E, T, P)
+    input_bytes: F32  # (E, T, P)
+    first_freed: I32  # (E, T) the first object freed after this task, or -1
+    next_freed: I32  # (E, O) the next object freed after the same task, or -1
+
+
+def compile_tasks(workload: Workload) -> Tasks:
+    """The workload's arrays with `freed_after` turned into one linked list per task."""
+    e, t = workload.arrival_s.shape
+    first_freed = np.full((e, t), -1, np.int32)
+    next_freed = np.full((e, workload.num_objects), -1, np.int32)
+    episodes = np.arange(e)
+    for obj in range(workload.num_objects - 1, -1, -1):
+        after = workload.freed_after[:, obj]
+        rows = episodes[(after != NEVER) & (after < t)]
+        next_freed[rows, obj] = first_freed[rows, after[rows]]
+        first_freed[rows, after[rows]] = obj
+    return Tasks(
+        workload.arrival_s,
+        workload.flops,
+        workload.bytes,
+        workload.write_fraction,
+        workload.object,
+        workload.object_bytes,
+        workload.inputs,
+        workload.input_bytes,
+        first_freed,
+        next_freed,
+    )
+
+
+# One object, together in half a cache line: a decision touches few objects of many, so misses are what it waits for.
+OBJECT = np.dtype(
+    [
+        ("bytes", np.float64),  # its size now
+        ("ready_s", np.float64),  # when its last writer ends
+        ("accessed_s", np.float64),  # when its access_bytes were last brought up to date
+        ("node", np.int32),  # where it lives, -1 while it does not
+    ],
+    align=True,
+)
+
+
+class State(NamedTuple):
+    """Everything that changes, B rows, allocated once; only the kernel writes it."""
+
+    machine: I32  # (B,) which machine each row simulates
+    episode: I32  # (B,) which episode of the workload it plays
+    task: I32  # (B,) the task to be decided next
+    horizon: I32  # (B,) tasks to decide before the episode ends
+    now_s: F64  # (B,)
+    core_free_s: F64  # (B, C * N) when each core is free, core-major so that nodes are contiguous
+    node_free_s: F64  # (B, N) the smallest of a node's core_free_s
+    memory_used_bytes: F64  # (B, N)
+    traffic_bytes: F32  # (B, N * N) recent bytes by initiator and target: the communication matrix
+    resource_bytes: F32  # (B, R) recent bytes through each memory controller and link
+    objects: npt.NDArray[np.void]  # (B, O) of OBJECT
+    access_bytes: F32  # (B, O * N) bytes recently moved between each object and each node
+
+
+def allocate_state(num_rows: int, machines: Machines, num_objects: int) -> State:
+    """State of B rows, all zero; `Simulator.reset` gives it meaning."""
+    b, n, c, r = num_rows, machines.max_nodes, machines.max_cores, machines.max_resources
+    return State(
+        machine=np.zeros(b, np.int32),
+        episode=np.zeros(b, np.int32),
+        task=np.zeros(b, np.int32),
+        horizon=np.zeros(b, np.int32),
+        now_s=np.zeros(b, np.float64),
+        core_free_s=np.zeros((b, c * n), np.float64),
+        node_free_s=np.zeros((b, n), np.float64),
+        memory_used_bytes=np.zeros((b, n), np.float64),
+        traffic_bytes=np.zeros((b, n * n), np.float32),
+        resource_bytes=np.zeros((b, r), np.float32),
+        objects=np.zeros((b, num_objects), OBJECT),
+        access_bytes=np.zeros((b, num_objects * n), np.float32),
+    )
+
+
+class Outcome(NamedTuple):
+    """What the last decision of each row led to, shape (B,) each."""
+
+    exec_s: F64  # T_exec: waiting for a core and for inputs, then the roofline service time
+    comm_s: F64  # T_comm: input transfers and migration
+    wait_s: F64  # the waiting in exec_s
+    migration_s: F64  # the migration in comm_s
+    imbalance: F64  # sigma / mu of outstanding work per core, over nodes with cores
+    task_node: I32  # where the task ran: the chosen node, or the nearest with cores
+    data_node: I32  # where the object was put, after fallback; -1 when out of memory
+    migrated: Bool
+    fell_back: Bool  # the chosen data node was full and another one was used
+    out_of_memory: Bool  # no node had room: the task was dropped
+    local_bytes: F64  # bytes moved within the task's node
+    remote_bytes: F64  # bytes moved between nodes, migration included
+    finished: Bool  # that was the episode's last decision
+
+
+def allocate_outcome(num_rows: int) -> Outcome:
+    """Outcome buffers of B rows."""
+    kinds = dict.fromkeys(("task_node", "data_node"), np.int32) | dict.fromkeys(
+        ("migrated", "fell_back", "out_of_memory", "finished"), np.bool_
+    )
+    return Outcome(*(np.zeros(num_rows, kinds.get(name, np.float64)) for name in Outcome._fields))
