@@ -66,7 +66,9 @@ class Workload:
                 array.setflags(write=False)
                 object.__setattr__(self, item.name, array)
         if self.arrival_s.ndim != 2 or self.arrival_s.size == 0:
-            raise ValueError(f"{self.name}: arrival_s must have shape (E, T) with E, T > 0, got {self.arrival_s.shape}.")
+            raise ValueError(
+                f"{self.name}: arrival_s must have shape (E, T) with E, T > 0, got {self.arrival_s.shape}."
+            )
         self._check_shapes()
         self._check_values()
 
@@ -111,22 +113,22 @@ class Workload:
     @property
     def num_episodes(self) -> int:
         """Number of episodes E in the pool."""
-        return self.arrival_s.shape[0]
+        return len(self.arrival_s)
 
     @property
     def num_tasks(self) -> int:
         """Number of tasks T of an episode."""
-        return self.arrival_s.shape[1]
+        return int(self.arrival_s.shape[1])
 
     @property
     def num_objects(self) -> int:
         """Number of objects O of an episode."""
-        return self.freed_after.shape[1]
+        return int(self.freed_after.shape[1])
 
     @property
     def num_inputs(self) -> int:
         """Number of inputs P a task can have."""
-        return self.inputs.shape[2]
+        return int(self.inputs.shape[2])
 
     def take(self, episodes: Any) -> Workload:
         """The same workload with only these episodes (an index array or slice over E)."""
