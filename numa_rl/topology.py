@@ -140,8 +140,8 @@ class Topology:
             values = getattr(self, name)
             self._require(name, np.isfinite(values) & (values > 0.0), "finite and > 0")
         for name in ("outstanding_bytes", "page_bytes"):
-            self._require(name, np.asarray(getattr(self, name) > 0), "> 0")
-        self._require("page_move_s", np.asarray(self.page_move_s >= 0), ">= 0")
+            self._require(name, np.asarray(0 < getattr(self, name) < np.inf), "finite and > 0")
+        self._require("page_move_s", np.asarray(0 <= self.page_move_s < np.inf), "finite and >= 0")
         self._check_links()
 
     def _set(self, name: str, dtype: type, shape: tuple[int, ...]) -> None:

@@ -177,9 +177,9 @@ def _check_keys(name: str, value: Any, required: tuple[str, ...], optional: tupl
 
 
 def _check_text(name: str, value: Any) -> None:
-    """Raise ValueError unless `value` is text."""
-    if not isinstance(value, str):
-        raise ValueError(f"{name} must be text, got {_show(value)}.")
+    """Raise ValueError unless `value` is text that a terminal shows as it is."""
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError(f"{name} must be printable text, got {_show(value)}.")
 
 
 def _check_numbers(name: str, value: Any, dimensions: int, *, whole: bool = False) -> None:
