@@ -36,7 +36,8 @@ from numa_rl.workloads.workload import NEVER, NO_OBJECT, Workload
 # exponential of the mean logarithm, sigma the standard deviation of the logarithm. The trace has several modes (the
 # Kolmogorov-Smirnov distance is 0.16 for context and 0.18 for generated), so the fit carries its scale and spread, not
 # its shape: medians of the trace itself are 1020 and 129, means 1155 and 211. Context and generated lengths are
-# drawn apart (their logarithms correlate by 0.09). With the limits below the means become about 950 and 210: long prompts are cut as a small model must.
+# drawn apart (their logarithms correlate by 0.09). With the limits below the means become about 950 and 210: a small
+# model must cut long prompts.
 AZURE_MEDIAN_CONTEXT_TOKENS, AZURE_CONTEXT_SIGMA = 760.0, 0.985
 AZURE_MEDIAN_GENERATED_TOKENS, AZURE_GENERATED_SIGMA = 151.0, 0.859
 
@@ -120,35 +121,30 @@ class LLMServing:
 
     def __post_init__(self) -> None:
         """Check the ranges, and read the trace if there is one."""
-        name = "llm-serving"
         counts = (
             "max_context_tokens max_generated_tokens prefill_chunk_tokens decode_chunk_tokens "
             "layers heads kv_heads head_dim parameters num_shards shards_per_request"
         )
-        require(name, self, f"{counts} burstiness batch_reuse", ">= 1", lambda value: value >= 1)
+        require(self, f"{counts} burstiness batch_reuse", ">= 1", lambda value: value >= 1)
         positive = (
             "requests_per_s burst_s tokens_per_s median_context_tokens median_generated_tokens "
             "bytes_per_element bytes_per_parameter trace_time_scale"
         )
-        require(name, self, positive, "> 0", lambda value: value > 0)
+        require(self, positive, "> 0", lambda value: value > 0)
         not_negative = "warm_up_requests context_tokens_sigma generated_tokens_sigma shard_zipf_exponent"
-        require(name, self, not_negative, ">= 0", lambda value: value >= 0)
-        require(name, self, "shard_drift_per_request", "in [0, 1]", lambda value: 0 <= value <= 1)
+        require(self, not_negative, ">= 0", lambda value: value >= 0)
+        require(self, "shard_drift_per_request", "in [0, 1]", lambda value: 0 <= value <= 1)
         require(
-            name,
-            self,
-            "shards_per_request",
-            f"<= num_shards ({self.num_shards})",
-            lambda value: value <= self.num_shards,
+            self, "shards_per_request", f"<= num_shards ({self.num_shards})", lambda value: value <= self.num_shards
         )
-        require(name, self, "kv_heads", f"<= heads ({self.heads})", lambda value: value <= self.heads)
+        require(self, "kv_heads", f"<= heads ({self.heads})", lambda value: value <= self.heads)
         require(
-            name, self, "num_tasks", f"> num_shards ({self.num_shards} loader tasks)", lambda v: v > self.num_shards
+            self, "num_tasks", f"> num_shards ({self.num_shards} loader tasks)", lambda value: value > self.num_shards
         )
         trace = self._trace
         if trace is not None and trace.num_requests < self._num_requests:
             raise ValueError(
-                f"{name}: trace must have at least {self._num_requests} requests (warm_up_requests + num_tasks - "
+                f"trace must have at least {self._num_requests} requests (warm_up_requests + num_tasks - "
                 f"num_shards), got {trace.num_requests} in {self.trace}."
             )
 

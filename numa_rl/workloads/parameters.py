@@ -14,12 +14,12 @@ T = TypeVar("T")
 KINDS = {int: "integer", float: "number", bool: "boolean", str: "string", dict: "table"}
 
 
-def require(owner: str, parameters: object, names: str, rule: str, holds: Callable[[float], bool]) -> None:
+def require(parameters: object, names: str, rule: str, holds: Callable[[float], bool]) -> None:
     """Raise ValueError naming the first of `names` (separated by spaces) whose value is not finite or not `rule`."""
     for name in names.split():
         value = getattr(parameters, name)
         if not (math.isfinite(value) and holds(value)):
-            raise ValueError(f"{owner}: {name} must be {rule}, got {value}.")
+            raise ValueError(f"{name} must be {rule}, got {value}.")
 
 
 def build(cls: type[T], values: Mapping[str, Any], owner: str) -> T:
@@ -53,4 +53,7 @@ def build(cls: type[T], values: Mapping[str, Any], owner: str) -> T:
     for name, item in known.items():
         if name not in converted and item.default is MISSING and item.default_factory is MISSING:
             raise ValueError(f"{owner}: missing key {name!r}.")
-    return cls(**converted)
+    try:
+        return cls(**converted)
+    except ValueError as error:
+        raise ValueError(f"{owner}: {error}") from error

@@ -79,17 +79,16 @@ class SyntheticStream:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        name = "synthetic"
-        require(name, self, "num_tasks num_objects", ">= 1", lambda value: value >= 1)
-        require(name, self, "burstiness", ">= 1", lambda value: value >= 1)
+        require(self, "num_tasks num_objects", ">= 1", lambda value: value >= 1)
+        require(self, "burstiness", ">= 1", lambda value: value >= 1)
         positive = "tasks_per_s burst_s median_object_bytes median_task_bytes median_task_flops median_input_bytes"
-        require(name, self, positive, "> 0", lambda value: value > 0)
+        require(self, positive, "> 0", lambda value: value > 0)
         sigmas = "object_bytes_sigma task_bytes_sigma task_flops_sigma input_bytes_sigma"
-        require(name, self, f"zipf_exponent inputs_per_task {sigmas}", ">= 0", lambda value: value >= 0)
-        require(name, self, "drift_per_task read_only_share write_fraction", "in [0, 1]", lambda value: 0 <= value <= 1)
+        require(self, f"zipf_exponent inputs_per_task {sigmas}", ">= 0", lambda value: value >= 0)
+        require(self, "drift_per_task read_only_share write_fraction", "in [0, 1]", lambda value: 0 <= value <= 1)
         if not self.object_lifetime_tasks >= self.num_objects:
             raise ValueError(
-                f"{name}: object_lifetime_tasks must be >= num_objects ({self.num_objects}), since at most one object "
+                f"object_lifetime_tasks must be >= num_objects ({self.num_objects}), since at most one object "
                 f"is replaced at each task, got {self.object_lifetime_tasks}."
             )
 
