@@ -93,7 +93,7 @@ def _topology(root: Element, name: str) -> Topology:
     if version.split(".")[0] not in ("2", "3"):
         raise ValueError(f"topology version must be 2.x or 3.x, got {version!r}.")
     nodes = _nodes(root)
-    kind = "Core" if any(_objects(root, "Core")) else "PU"
+    kind = "Core" if any(True for _ in _objects(root, "Core")) else "PU"
     owned = _owned_cores(_objects(root, kind), nodes)
     cores = np.array([len(cpusets) for cpusets in owned], dtype=np.int64)
     sources = {
