@@ -11,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -301,7 +302,7 @@ def write_task(machines, tasks, state, b, offsets, scale, reference_s, window_s,
     access = row[offsets.access : offsets.access + width]
     recent = state.access_bytes[b, obj * width : (obj + 1) * width]
     local = scale.s_per_byte[m]
-    decay = np.float32(np.exp(-(state.now_s[b] - state.objects[b, obj].accessed_s) / window_s))
+    decay = math.exp(-np.float32(state.now_s[b] - state.objects[b, obj].accessed_s) / window_s)
     for n in range(width):
         data[n] = ZERO
         inputs[n] = ZERO
@@ -353,6 +354,13 @@ def write_topology(machines, state, b, offsets, scale, row):  # type: ignore[no-
 
 
 @compiled
+def clear(values):  # type: ignore[no-untyped-def]
+    """Set all to zero."""
+    for i in range(len(values)):
+        values[i] = ZERO
+
+
+@compiled
 def observe_range(  # type: ignore[no-untyped-def]
     machines,
     tasks,
@@ -397,9 +405,9 @@ def observe_range(  # type: ignore[no-untyped-def]
                     migration,
                 )
             else:  # the episode is over: there is no task to place
-                row[offsets.task : offsets.nodes] = ZERO
-                estimate[:] = ZERO
-                congestion[:] = ZERO
+                clear(row[offsets.task : offsets.nodes])
+                clear(estimate)
+                clear(congestion)
         for i in range(len(row)):
             row[i] = min(row[i], OBSERVATION_LIMIT)
 

@@ -24,12 +24,12 @@ from numa_rl.simulator.kernel import (
 )
 from numa_rl.simulator.state import F32, Machines
 
-NUM_ROUTE_ARRAYS = 5
-NUM_RESOURCE_ARRAYS = 3
+NUM_ROUTE_ARRAYS = 6
+NUM_RESOURCE_ARRAYS = 5
 
 
 def allocate_scratch(machines: Machines) -> tuple[F32, F32]:
-    """Working arrays of one thread: (routes, shape (5, N * N); resources, shape (3, R))."""
+    """Working arrays of one thread: (routes, shape (6, N * N); resources, shape (5, R))."""
     n, r = machines.max_nodes, machines.max_resources
     return np.zeros((NUM_ROUTE_ARRAYS, n * n), np.float32), np.zeros((NUM_RESOURCE_ARRAYS, r), np.float32)
 
@@ -42,7 +42,6 @@ def weigh_routes(machines, state, b, window_s, routes, resources):  # type: igno
     a resource is its load x its idle seconds per byte: what a byte more takes from the traffic already there.
     """
     m = state.machine[b]
-    width = machines.cores.shape[1]
     nodes = machines.num_nodes[m]
     idle = machines.resource_s_per_byte[m]
     used = state.resource_bytes[b]
@@ -52,22 +51,21 @@ def weigh_routes(machines, state, b, window_s, routes, resources):  # type: igno
         s_per_byte[r] = shared_s_per_byte(idle[r], u)
         loads[r] = u
         prices[r] = u * idle[r]
-    for root in range(nodes):
-        row = slice(root * width, (root + 1) * width)
-        order, parent = machines.tree_order[m, row], machines.tree_parent[m, row]
-        link_in, link_out = machines.link_in[m, row], machines.link_out[m, row]
-        inward, outward, load = routes[0, row], routes[1, row], routes[2, row]
-        price_in, price_out = routes[3, row], routes[4, row]
-        inward[root] = outward[root] = load[root] = price_in[root] = price_out[root] = ZERO
-        for k in range(1, nodes):
-            node = order[k]
-            before = parent[node]
-            a, z = link_in[node], link_out[node]
-            inward[node] = max(inward[before], s_per_byte[a])
-            outward[node] = max(outward[before], s_per_byte[z])
-            load[node] = max(load[before], max(loads[a], loads[z]))
-            price_in[node] = price_in[before] + prices[a]
-            price_out[node] = price_out[before] + prices[z]
+    walk, parent_pair = machines.walk[m], machines.parent_pair[m]
+    link_in, link_out = machines.link_in[m], machines.link_out[m]
+    inward, outward, load, price_in, price_out = routes[0], routes[1], routes[2], routes[3], routes[4]
+    for i in range(nodes):
+        pair = walk[i]
+        inward[pair] = outward[pair] = load[pair] = price_in[pair] = price_out[pair] = ZERO
+    for i in range(nodes, nodes * nodes):
+        pair = walk[i]
+        before = parent_pair[pair]
+        a, z = link_in[pair], link_out[pair]
+        inward[pair] = max(inward[before], s_per_byte[a])
+        outward[pair] = max(outward[before], s_per_byte[z])
+        load[pair] = max(load[before], max(loads[a], loads[z]))
+        price_in[pair] = price_in[before] + prices[a]
+        price_out[pair] = price_out[before] + prices[z]
 
 
 @compiled
@@ -107,44 +105,62 @@ def forecast(  # type: ignore[no-untyped-def]
     read_fraction = ONE - write_fraction
     ready = ready_time(tasks, state, b)
 
+    # Plain loops over few arrays each: the compiler turns these, and not one long loop, into vector code.
+    for n in range(width):
+        row = slice(n * width, (n + 1) * width)
+        latency, route_load, loaded = machines.latency_s[m, row], routes[2, row], routes[5, row]
+        for d in range(width):
+            loaded[d] = latency[d] * latency_factor(max(load[d], route_load[d]), a, c, saturated)
+
+    pair_s_per_byte = machines.pair_s_per_byte[m]
+    inward, outward, price_in, loaded = routes[0], routes[1], routes[3], routes[5]
+    reading, reading_price = resources[3], resources[4]
+    for n in range(width):
+        reading[n] = reading_price[n] = ZERO
+    for p in range(tasks.inputs.shape[2]):
+        source = tasks.inputs[e, t, p]
+        read = tasks.input_bytes[e, t, p]
+        if source >= 0 and read > ZERO and state.objects[b, source].node >= 0:
+            y = state.objects[b, source].node
+            for n in range(width):
+                i = n * width + y
+                s_per_byte = stream_s_per_byte(
+                    pair_s_per_byte[i], controller[y], inward[i], outward[i], ZERO, loaded[i], outstanding
+                )
+                reading[n] += read * s_per_byte + loaded[i]
+                reading_price[n] += read * (price[y] + price_in[i])
+
     fits = True
     for d in range(nodes):
         migration[d] = ZERO
         target = find_room(machines, state, b, d, obj, size)
         fits &= target == d
         if home >= 0 and target >= 0 and target != home:
-            seconds = migration_time(machines, state, b, home, target, state.objects[b, obj].bytes, window_s)
+            i = target * width + home
+            s_per_byte = stream_s_per_byte(
+                pair_s_per_byte[i], controller[home], inward[i], outward[i], ZERO, loaded[i], outstanding
+            )
+            slower = max(s_per_byte, controller[target])
+            seconds = migration_time(
+                state.objects[b, obj].bytes, slower, loaded[i], machines.page_bytes[m], machines.page_move_s[m]
+            )
             migration[d] = np.float32(seconds) * per_reference
 
     for n in range(nodes):
-        row = slice(n * width, n * width + nodes)
-        inward, outward, route_load = routes[0, row], routes[1, row], routes[2, row]
-        price_in, price_out = routes[3, row], routes[4, row]
-        pair, latency = machines.pair_s_per_byte[m, row], machines.latency_s[m, row]
-        seconds = np.float32(max(ready, state.node_free_s[b, n]) - state.now_s[b])
-        input_price = ZERO
-        reading = ZERO
-        for p in range(tasks.inputs.shape[2]):
-            source = tasks.inputs[e, t, p]
-            if source >= 0 and state.objects[b, source].node >= 0 and tasks.input_bytes[e, t, p] > ZERO:
-                y = state.objects[b, source].node
-                loaded = latency[y] * latency_factor(max(load[y], route_load[y]), a, c, saturated)
-                s_per_byte = stream_s_per_byte(pair[y], controller[y], inward[y], outward[y], ZERO, loaded, outstanding)
-                reading += tasks.input_bytes[e, t, p] * s_per_byte + loaded
-                input_price += tasks.input_bytes[e, t, p] * (price[y] + price_in[y])
+        row = slice(n * width, (n + 1) * width)
+        pair, inward, outward, loaded = machines.pair_s_per_byte[m, row], routes[0, row], routes[1, row], routes[5, row]
         computing = tasks.flops[e, t] * machines.s_per_flop[m, n]
-        fixed = seconds + alpha * reading
-        out = estimate[row]
-        crowd = congestion[row]
-        for d in range(nodes):
-            loaded = latency[d] * latency_factor(max(load[d], route_load[d]), a, c, saturated)
+        fixed = np.float32(max(ready, state.node_free_s[b, n]) - state.now_s[b]) + alpha * reading[n]
+        placed = estimate[row]
+        for d in range(width):
             s_per_byte = stream_s_per_byte(
-                pair[d], controller[d], inward[d], outward[d], write_fraction, loaded, outstanding
+                pair[d], controller[d], inward[d], outward[d], write_fraction, loaded[d], outstanding
             )
-            service = max(computing, num_bytes * s_per_byte)
-            out[d] = (fixed + service) * per_reference
+            placed[d] = (fixed + max(computing, num_bytes * s_per_byte)) * per_reference
+        price_in, price_out, crowd = routes[3, row], routes[4, row], congestion[row]
+        for d in range(width):
             own = price[d] + read_fraction * price_in[d] + write_fraction * price_out[d]
-            crowd[d] = (num_bytes * own + input_price) * per_reference
+            crowd[d] = (num_bytes * own + reading_price[n]) * per_reference
 
     if home >= 0:  # what moving the object adds: at most one row, so nothing is done where nothing moves
         for d in range(nodes):

@@ -21,12 +21,11 @@ from typing import Any, TypeVar
 import numba
 import numpy as np
 
-from numa_rl.simulator.state import F32, F64, Machines, Outcome, State, Tasks
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 ONE = np.float32(1.0)
 ZERO = np.float32(0.0)
+NO_ROOM = np.float32(1e-9)  # keeps r(u) finite beyond u = 1 / c, where it is `saturated` anyway
 FASTMATH = {"nnan", "nsz", "arcp"}  # nothing here that lets the order of operations change
 
 
@@ -50,9 +49,7 @@ def shared_s_per_byte(idle_s_per_byte, load):  # type: ignore[no-untyped-def]
 @compiled
 def latency_factor(load, a, c, saturated):  # type: ignore[no-untyped-def]
     """Loaded over idle latency, r(u) = 1 + a u / (1 - c u), at most `saturated`."""
-    room = ONE - c * load
-    if room <= ZERO:
-        return saturated
+    room = max(ONE - c * load, NO_ROOM)
     return min(ONE + a * load / room, saturated)
 
 
@@ -77,18 +74,18 @@ def route_load(machines, state, b, node, target, window_s):  # type: ignore[no-u
     inward = ZERO
     outward = ZERO
     load = resource_load(used[target], idle[target], window_s)
-    at = target
-    while at != node:
-        edge = node * width + at
-        link = machines.link_in[m, edge]
+    pair = node * width + target
+    start = node * width + node
+    while pair != start:
+        link = machines.link_in[m, pair]
         u = resource_load(used[link], idle[link], window_s)
         inward = max(inward, shared_s_per_byte(idle[link], u))
         load = max(load, u)
-        link = machines.link_out[m, edge]
+        link = machines.link_out[m, pair]
         u = resource_load(used[link], idle[link], window_s)
         outward = max(outward, shared_s_per_byte(idle[link], u))
         load = max(load, u)
-        at = machines.tree_parent[m, edge]
+        pair = np.int64(machines.parent_pair[m, pair])
     return inward, outward, load
 
 
@@ -129,14 +126,25 @@ def transfer_cost(machines, state, b, node, target, write_fraction, window_s):  
 
 
 @compiled
-def migration_time(machines, state, b, source, target, num_bytes, window_s):  # type: ignore[no-untyped-def]
-    """Seconds to move `num_bytes` from one node's memory to another's: transfer, latency, and work per page."""
+def migration_time(num_bytes, s_per_byte, latency_s, page_bytes, page_move_s):  # type: ignore[no-untyped-def]
+    """Seconds to move `num_bytes` from one node's memory to another's: transfer [1], and work per page.
+
+    `s_per_byte` is the slower of reading there and writing here.
+    """
+    pages = math.ceil(num_bytes / page_bytes)
+    return num_bytes * s_per_byte + latency_s + pages * page_move_s
+
+
+@compiled
+def migrate(machines, state, b, source, target, num_bytes, window_s):  # type: ignore[no-untyped-def]
+    """`migration_time` between two nodes as loaded as they are now."""
     m = state.machine[b]
     s_per_byte, latency = transfer_cost(machines, state, b, target, source, ZERO, window_s)
     idle = machines.resource_s_per_byte[m, target]
     writing = shared_s_per_byte(idle, resource_load(state.resource_bytes[b, target], idle, window_s))
-    pages = math.ceil(num_bytes / machines.page_bytes[m])
-    return num_bytes * max(s_per_byte, writing) + latency + pages * machines.page_move_s[m]
+    return migration_time(
+        num_bytes, max(s_per_byte, writing), latency, machines.page_bytes[m], machines.page_move_s[m]
+    )
 
 
 @compiled
@@ -230,19 +238,19 @@ def add_traffic(machines, state, b, node, target, reads, writes):  # type: ignor
     used = state.resource_bytes[b]
     state.traffic_bytes[b, node * width + target] += reads + writes
     used[target] += reads + writes
-    at = target
-    while at != node:
-        edge = node * width + at
-        used[machines.link_in[m, edge]] += reads
-        used[machines.link_out[m, edge]] += writes
-        at = machines.tree_parent[m, edge]
+    pair = node * width + target
+    start = node * width + node
+    while pair != start:
+        used[machines.link_in[m, pair]] += reads
+        used[machines.link_out[m, pair]] += writes
+        pair = np.int64(machines.parent_pair[m, pair])
 
 
 @compiled
 def add_access(state, b, node, obj, num_bytes, width, window_s):  # type: ignore[no-untyped-def]
     """Bring the object's access counts up to now and count bytes that `node` moves."""
     row = state.access_bytes[b, obj * width : (obj + 1) * width]
-    decay = np.float32(math.exp(-(state.now_s[b] - state.objects[b, obj].accessed_s) / window_s))
+    decay = math.exp(-np.float32(state.now_s[b] - state.objects[b, obj].accessed_s) / window_s)
     for n in range(width):
         row[n] *= decay
     row[node] += num_bytes
@@ -277,7 +285,7 @@ def decide(machines, tasks, state, outcome, b, node, data_node, window_s, work):
         service = max(tasks.flops[e, t] * machines.s_per_flop[m, node], num_bytes * s_per_byte)  # roofline [3]
         inputs = input_transfer(machines, tasks, state, b, node, window_s)
         if migrated:
-            migration = migration_time(machines, state, b, home, target, old_size, window_s)
+            migration = migrate(machines, state, b, home, target, old_size, window_s)
         start = max(ready_time(tasks, state, b), state.node_free_s[b, node])
         wait = start - state.now_s[b]
         finish = start + migration + inputs + service
@@ -357,7 +365,7 @@ def advance(tasks, state, b, window_s):  # type: ignore[no-untyped-def]
     if t + 1 < tasks.arrival_s.shape[1]:
         elapsed = tasks.arrival_s[e, t + 1] - state.now_s[b]
         state.now_s[b] = tasks.arrival_s[e, t + 1]
-        decay = np.float32(math.exp(-elapsed / window_s))
+        decay = math.exp(-np.float32(elapsed) / window_s)
         traffic = state.traffic_bytes[b]
         for i in range(len(traffic)):
             traffic[i] *= decay

@@ -22,11 +22,16 @@ from numa_rl.workloads.workload import NEVER, Workload
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
+U32 = npt.NDArray[np.uint32]
 Bool = npt.NDArray[np.bool_]
 
 
 class Machines(NamedTuple):
-    """What never changes about M machines, padded to the largest; rows of `tree_*` are rooted at the initiator."""
+    """What never changes about M machines, padded to the largest.
+
+    A pair (initiator, target) is the number initiator * N + target. Its route is that of `parent_pair`, which
+    has the same initiator, and one link more. Indices are unsigned: numba then need not look for negative ones.
+    """
 
     num_nodes: I32  # (M,)
     num_links: I32  # (M,)
@@ -38,10 +43,10 @@ class Machines(NamedTuple):
     resource_s_per_byte: F32  # (M, R) 1 / capacity
     fallback_order: I32  # (M, N * N) nodes from nearest to farthest
     runs_on: I32  # (M, N) the nearest node with cores: itself unless it has none
-    tree_order: I32  # (M, N * N) nodes by hops from the root: a node's parent comes before it
-    tree_parent: I32  # (M, N * N) the node before this one on the route from the root
-    link_out: I32  # (M, N * N) resource of the link parent -> node
-    link_in: I32  # (M, N * N) resource of the link node -> parent
+    walk: U32  # (M, N * N) pairs by hops, so that each comes after its parent; first the N pairs of no hop
+    parent_pair: U32  # (M, N * N) the pair whose route is one link shorter
+    link_in: U32  # (M, N * N) resource of the route's last link, toward the initiator
+    link_out: U32  # (M, N * N) the same, away from the initiator
     latency_a: F32  # (M,) loaded latency: r(u) = 1 + a u / (1 - c u)
     latency_c: F32  # (M,)
     latency_saturated: F32  # (M,)
@@ -93,10 +98,10 @@ def compile_machines(topologies: Sequence[Topology], max_nodes: int | None = Non
         resource_s_per_byte=np.zeros((m, r), np.float32),
         fallback_order=np.zeros((m, n * n), np.int32),
         runs_on=np.zeros((m, n), np.int32),
-        tree_order=np.zeros((m, n * n), np.int32),
-        tree_parent=np.zeros((m, n * n), np.int32),
-        link_out=np.zeros((m, n * n), np.int32),
-        link_in=np.zeros((m, n * n), np.int32),
+        walk=np.zeros((m, n * n), np.uint32),
+        parent_pair=np.zeros((m, n * n), np.uint32),
+        link_in=np.zeros((m, n * n), np.uint32),
+        link_out=np.zeros((m, n * n), np.uint32),
         latency_a=np.array([topology.loaded_latency.a for topology in topologies], np.float32),
         latency_c=np.array([topology.loaded_latency.c for topology in topologies], np.float32),
         latency_saturated=np.array([topology.loaded_latency.saturated for topology in topologies], np.float32),
@@ -124,21 +129,21 @@ def _fill_machine(machines: Machines, index: int, topology: Topology) -> None:
         machines.runs_on[index, node] = next(other for other in near if topology.cores[other] > 0)
 
     links = topology.link_index()
-    order = np.argsort(topology.hops, axis=1, kind="stable")
-    link_out, link_in, parent = (np.zeros((k, k), np.int64) for _ in range(3))
+    pairs = np.arange(n * n).reshape(n, n)[:k, :k].ravel()
+    machines.walk[index, : k * k] = pairs[np.argsort(topology.hops, axis=None, kind="stable")]
+    link_out, link_in, parent_pair = (np.zeros((k, k), np.int64) for _ in range(3))
     for root in range(k):
         for node in range(k):
             if node != root:
                 before = int(topology.predecessor[root, node])
-                parent[root, node] = before
+                parent_pair[root, node] = root * n + before
                 link_out[root, node] = n + links[before, node]
                 link_in[root, node] = n + links[node, before]
     for name, matrix in {
         "pair_s_per_byte": 1.0 / topology.bandwidth_bytes_per_s,
         "latency_s": topology.latency_s,
         "fallback_order": topology.fallback_order,
-        "tree_order": order,
-        "tree_parent": parent,
+        "parent_pair": parent_pair,
         "link_out": link_out,
         "link_in": link_in,
     }.items():
