@@ -43,7 +43,8 @@ class TaskFeature:
     IS_NEW = 5  # 1 when the object does not live anywhere yet
     INPUT = 6  # input bytes from an average local memory
     READY = 7  # until the object and the inputs have been written
-    COUNT = 8
+    GAP = 8  # since the last task arrived: short in a burst
+    COUNT = 9  # with it no full observation has the size of a chapter's one, up to 128 nodes
 
 
 class ObservationKind(StrEnum):
@@ -325,6 +326,7 @@ def write_task(machines, tasks, state, b, offsets, scale, reference_s, window_s,
     task[IS_NEW] = np.float32(home < 0)
     task[INPUT] = total
     task[READY] = np.float32(ready_time(tasks, state, b) - state.now_s[b]) / reference_s
+    task[GAP] = np.float32(state.now_s[b] - tasks.arrival_s[e, max(t - 1, 0)]) / reference_s
 
 
 # numba reads module constants, not class attributes.
@@ -334,7 +336,8 @@ COMPUTE, MEMORY, WRITE_FRACTION, SIZE = (
     TaskFeature.WRITE_FRACTION,
     TaskFeature.SIZE,
 )
-GROWTH, IS_NEW, INPUT, READY = TaskFeature.GROWTH, TaskFeature.IS_NEW, TaskFeature.INPUT, TaskFeature.READY
+GROWTH, IS_NEW, INPUT = TaskFeature.GROWTH, TaskFeature.IS_NEW, TaskFeature.INPUT
+READY, GAP = TaskFeature.READY, TaskFeature.GAP
 TASK_COUNT = TaskFeature.COUNT
 
 

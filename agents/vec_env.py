@@ -1,0 +1,198 @@
+"""Stable-Baselines3's face of the batched simulator.
+
+Dimension key: B environments, N nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium.utils import seeding
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from envs.observation import Float32
+from envs.world import Rows, World
+
+
+@dataclass
+class Totals:
+    """Sums over decisions since the last `clear`, for the dashboards.
+
+    Attributes:
+        decisions: how many.
+        sums: by name: cost and its parts (reference times), bytes, counts of what happened.
+        placements: how often each (task node, data node) was used, shape (N, N).
+    """
+
+    num_nodes: int
+    decisions: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    placements: npt.NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start from nothing."""
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.decisions = 0
+        self.sums = {}
+        self.placements = np.zeros((self.num_nodes, self.num_nodes), np.int64)
+
+    def add(self, **values: npt.NDArray[Any]) -> None:
+        """Add the sum of each array."""
+        for name, array in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(array.sum())
+
+    def mean(self, name: str) -> float:
+        """Mean per decision of a sum."""
+        return self.sums.get(name, 0.0) / max(self.decisions, 1)
+
+
+class NumaVecEnv(VecEnv):
+    """B rows of a world, reset in the step that ends them.
+
+    The first episodes are cut to different lengths, so that the rows of a rollout stand at all stages of an
+    episode instead of moving through it together.
+
+    Args:
+        world: what is scheduled.
+        num_envs: B.
+        seed: row i draws its episodes from seed + i.
+        reward_scale: rewards are multiplied by it; the episode statistics in `infos` are not.
+        num_threads: threads that share the rows.
+    """
+
+    def __init__(
+        self, world: World, num_envs: int, *, seed: int = 0, reward_scale: float = 1.0, num_threads: int = 1
+    ) -> None:
+        """Allocate the rows."""
+        self.rows = Rows(world, num_envs, num_threads)
+        self.world = world
+        self.reward_scale = reward_scale
+        self.render_mode = None
+        super().__init__(num_envs, self.rows.observation_space, self.rows.action_space)
+        self.totals = Totals(self.rows.simulator.num_nodes)
+        self._actions: npt.NDArray[Any] = np.zeros((num_envs, 2), np.int64)
+        self._returns = np.zeros(num_envs)
+        self._lengths = np.zeros(num_envs, np.int64)
+        self._infos: list[dict[str, Any]] = [{} for _ in range(num_envs)]
+        self._first_seed = seed
+        self._seed_rows(seed)
+
+    def _seed_rows(self, seed: int) -> None:
+        self.rows.generators = [seeding.np_random(seed + row)[0] for row in range(self.num_envs)]
+
+    def reset(self) -> Float32:
+        """Start an episode in every row; returns the observations, shape (B, size)."""
+        if self._seeds[0] is not None:
+            self._seed_rows(self._seeds[0])
+        shares = (np.arange(self.num_envs) + 1) / self.num_envs
+        self.rows.reset(horizon_shares=shares)
+        self._returns[:] = 0.0
+        self._lengths[:] = 0
+        self._reset_seeds()
+        self._reset_options()
+        self.reset_infos = [{} for _ in range(self.num_envs)]
+        return self.rows.observe().copy()
+
+    def step_async(self, actions: npt.NDArray[Any]) -> None:
+        """Keep the actions for `step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Place one task in every row and start anew what ended."""
+        rewards, outcome = self.rows.step(np.asarray(self._actions).astype(np.int64, copy=False))
+        self._returns += rewards
+        self._lengths += 1
+        self._count(rewards)
+        dones = outcome.finished.copy()
+        infos = self._infos
+        if dones.any():
+            last = self.rows.observe()
+            ended = np.flatnonzero(dones)
+            infos = list(infos)
+            for row in ended:
+                infos[row] = {
+                    "terminal_observation": last[row].copy(),
+                    "TimeLimit.truncated": True,
+                    "episode": {"r": float(self._returns[row]), "l": int(self._lengths[row]), "t": 0.0},
+                }
+            self._returns[ended] = 0.0
+            self._lengths[ended] = 0
+            self.rows.reset(ended)
+        return self.rows.observe().copy(), (rewards * self.reward_scale).astype(np.float32), dones, infos
+
+    def _count(self, rewards: npt.NDArray[np.float64]) -> None:
+        """Add the last step to the totals."""
+        simulator = self.rows.simulator
+        outcome, state, machines = simulator.outcome, simulator.state, simulator.machines
+        self.totals.decisions += self.num_envs
+        self.totals.add(
+            cost=-rewards,
+            exec_s=outcome.exec_s,
+            comm_s=outcome.comm_s,
+            wait_s=outcome.wait_s,
+            imbalance=outcome.imbalance,
+            migrations=outcome.migrated,
+            fallbacks=outcome.fell_back,
+            out_of_memory=outcome.out_of_memory,
+            local_bytes=outcome.local_bytes,
+            remote_bytes=outcome.remote_bytes,
+        )
+        placed = outcome.data_node >= 0
+        np.add.at(self.totals.placements, (outcome.task_node[placed], outcome.data_node[placed]), 1)
+        num_nodes = simulator.num_nodes
+        capacity = np.maximum(machines.memory_bytes[state.machine], 1.0)
+        load = state.resource_bytes[:, num_nodes:] * machines.resource_s_per_byte[state.machine, num_nodes:]
+        self.totals.add(
+            memory=(state.memory_used_bytes / capacity).max(axis=1),
+            link_load=load.max(axis=1, initial=0.0) / simulator.window_s,
+        )
+
+    def traffic_bytes(self) -> npt.NDArray[np.float64]:
+        """Recent bytes by initiator and target, averaged over rows, shape (N, N)."""
+        n = self.rows.simulator.num_nodes
+        return self.rows.simulator.state.traffic_bytes.mean(axis=0, dtype=np.float64).reshape(n, n)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def action_masks(self) -> npt.NDArray[np.bool_]:
+        """Open task nodes, then open data nodes, shape (B, 2 N)."""
+        return self.rows.action_masks()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of this object, once for each row asked for."""
+        return [getattr(self, attr_name)] * len(self._rows_of(indices))
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Rows have no attributes of their own.
+
+        Raises:
+            AttributeError: always.
+        """
+        raise AttributeError(f"rows of {type(self).__name__} share their attributes: {attr_name!r} cannot be set.")
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a batched method and deal its rows out: what MaskablePPO does with "action_masks"."""
+        batch = getattr(self, method_name)(*method_args, **method_kwargs)
+        return [batch[row] for row in self._rows_of(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
+        """No row is wrapped, but every row reports its episodes as `Monitor` does."""
+        return [False] * len(self._rows_of(indices))
+
+    def get_images(self) -> Sequence[npt.NDArray[np.uint8] | None]:
+        """No row draws a picture."""
+        return [None] * self.num_envs
+
+    def _rows_of(self, indices: VecEnvIndices) -> Iterable[int]:
+        return list(self._get_indices(indices))
