@@ -332,7 +332,7 @@ class MigrationScore(Rule):
 
     name: ClassVar[str] = "migration-score"
     tunable: ClassVar[Mapping[str, Range]] = {
-        "migration_weight": Range(0.01, 100.0, log=True),
+        "migration_weight": Range(0.001, 100.0, log=True),
         "threshold": Range(0.001, 10.0, log=True),
     }
     local_weight: Parameter = 1.0
@@ -403,8 +403,8 @@ class PricedGreedy(Rule):
 
     name: ClassVar[str] = "priced-greedy"
     tunable: ClassVar[Mapping[str, Range]] = {
-        "congestion_price": Range(0.03, 30.0, log=True),
-        "crowding_price": Range(0.03, 30.0, log=True),
+        "congestion_price": Range(0.01, 100.0, log=True),
+        "crowding_price": Range(0.01, 1000.0, log=True),
         "migration_share": Range(0.0, 1.0),
     }
     congestion_price: Parameter = 1.0

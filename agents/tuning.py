@@ -1,0 +1,138 @@
+"""Fitting a rule's parameters, so that a learned policy meets every rule at its best.
+
+Many settings are tried on few episodes and the best few on many (successive halving [1]); then the neighbourhood
+of the best one is searched. Settings x episodes are rows of one batch, and all settings meet the same episodes.
+
+Dimension key: S settings, K parameters, E episodes.
+
+References:
+    [1] K. Jamieson, A. Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
+        AISTATS 2016.
+    [2] I. M. Sobol, "On the distribution of points in a cube and the approximate evaluation of integrals", 1967;
+        shifted at random as in R. Cranley, T. N. L. Patterson, SIAM J. Numer. Anal. 13(6), 1976.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import qmc
+
+from agents.evaluation import BATCH_ROWS, evaluate
+from agents.heuristics import RULES, Rule, make_rule
+from envs.reward import RewardWeights
+from envs.world import World
+
+F64 = npt.NDArray[np.float64]
+
+NUM_SETTINGS = 256
+FIRST_SHARE = 8  # the first round plays one in 8 episodes
+KEPT_SHARE = 4  # each round keeps one in 4 settings and doubles the episodes
+FEWEST_SETTINGS = 4
+REFINEMENTS = ((0.15, 32), (0.05, 32))  # half width of the box searched, as a share of each range; settings in it
+
+
+@dataclass(frozen=True)
+class TunedRule:
+    """A rule with the parameters that did best.
+
+    Attributes:
+        name: the rule's name.
+        parameters: the value of every parameter, tuned or not.
+        untuned_cost: mean cost per decision with the defaults, on the tuning episodes.
+        cost: the same with these parameters; never higher.
+    """
+
+    name: str
+    parameters: Mapping[str, float]
+    untuned_cost: float
+    cost: float
+
+    @property
+    def rule(self) -> Rule:
+        """The rule itself."""
+        return make_rule(self.name, **self.parameters)
+
+
+def default_parameters(name: str, weights: RewardWeights) -> dict[str, float]:
+    """Every parameter of a rule at its default; one called `alpha` takes the reward's alpha."""
+    rule = make_rule(name)
+    parameters = {item.name: getattr(rule, item.name) for item in fields(rule)}
+    return parameters | ({"alpha": weights.alpha} if "alpha" in parameters else {})
+
+
+def tune_rule(name: str, world: World, seed: int = 0, num_settings: int = NUM_SETTINGS) -> TunedRule:
+    """Fit a rule's tunable parameters to a world's episodes; the same seed gives the same result.
+
+    Args:
+        name: one of `rule_names()`.
+        world: its pool must hold tuning episodes only: what is tuned on them must be judged on others.
+        seed: shifts the settings tried.
+        num_settings: about how many settings the first round tries; fewer for one or two parameters.
+
+    Raises:
+        ValueError: no rule has this name, or `num_settings` is less than 1.
+    """
+    if num_settings < 1:
+        raise ValueError(f"num_settings must be >= 1, got {num_settings}.")
+    defaults = default_parameters(name, world.weights)
+    ranges = RULES[name].tunable
+    pool = world.workload.num_episodes
+    default = np.array([[defaults[parameter] for parameter in ranges]])
+    if not ranges:
+        cost = float(_costs(name, defaults, default, world, pool)[0])
+        return TunedRule(name, defaults, cost, cost)
+
+    rng = np.random.default_rng(seed)
+    wanted = min(num_settings, 8 * 4 ** len(ranges))
+    everywhere = _settings(name, _sobol(wanted, len(ranges), rng))
+    settings, num_episodes = np.concatenate([default, everywhere]), max(1, pool // FIRST_SHARE)
+    while num_episodes < pool:
+        best = np.argsort(_costs(name, defaults, settings, world, num_episodes), kind="stable")
+        best = best[: max(FEWEST_SETTINGS, len(settings) // KEPT_SHARE)]
+        settings = settings[np.sort(best)]
+        num_episodes = min(pool, 2 * num_episodes)
+    if (settings[0] != default[0]).any():  # the default stays to the end: tuning must never make a rule worse
+        settings = np.concatenate([default, settings])
+    costs = _costs(name, defaults, settings, world, pool)
+    untuned_cost = costs[0]
+
+    for half_width, count in REFINEMENTS:
+        center = [ranges[p].share(value) for p, value in zip(ranges, settings[costs.argmin()], strict=True)]
+        box = center + half_width * (2.0 * _sobol(count, len(ranges), rng) - 1.0)
+        near = _settings(name, np.clip(box, 0.0, 1.0))
+        settings = np.concatenate([settings, near])
+        costs = np.concatenate([costs, _costs(name, defaults, near, world, pool)])
+
+    fitted = dict(zip(ranges, settings[costs.argmin()].tolist(), strict=True))
+    return TunedRule(name, defaults | fitted, float(untuned_cost), float(costs.min()))
+
+
+def _sobol(count: int, dimensions: int, rng: np.random.Generator) -> F64:
+    """At least `count` points spread evenly over the unit cube [2], shape (S, K)."""
+    points = qmc.Sobol(dimensions, scramble=False).random_base2(int(np.ceil(np.log2(count))))
+    return np.asarray((points + rng.random(dimensions)) % 1.0)
+
+
+def _settings(name: str, shares: F64) -> F64:
+    """Parameter values at these shares of their ranges, to four digits, shape (S, K)."""
+    columns = [scale.at(shares[:, k]) for k, scale in enumerate(RULES[name].tunable.values())]
+    return np.array([[float(f"{value:.4g}") for value in row] for row in np.stack(columns, axis=1)])
+
+
+def _costs(name: str, defaults: Mapping[str, float], settings: F64, world: World, num_episodes: int) -> F64:
+    """Mean cost of each setting (S, K) over the first episodes of the pool, on all machines, shape (S,)."""
+    num_machines = len(world.topologies)
+    per_batch = max(1, BATCH_ROWS // (num_episodes * num_machines))
+    costs = []
+    for first in range(0, len(settings), per_batch):
+        some = settings[first : first + per_batch]
+        rows = np.tile(np.repeat(some, num_episodes, axis=0), (num_machines, 1))  # machine by machine, as evaluate
+        rule = make_rule(name, **(dict(defaults) | dict(zip(RULES[name].tunable, rows.T, strict=True))))
+        episodes = np.tile(np.arange(num_episodes), len(some))
+        played = evaluate(rule, world, episodes, batch_rows=len(rows))
+        costs.append(played.cost.reshape(num_machines, len(some), num_episodes).mean(axis=(0, 2)))
+    return np.concatenate(costs)
