@@ -10,8 +10,9 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
+from agents.heuristics import Rule
 from agents.scheduler import Scheduler
-from envs.observation import Observer
+from envs.observation import ObservationKind, Observer
 from envs.world import World
 from numa_rl.simulator.simulator import Simulator
 
@@ -90,8 +91,11 @@ def evaluate(
         num_threads: threads that share the rows in the simulator.
 
     Raises:
-        ValueError: no episode, one out of range, or `batch_rows` less than 1.
+        ValueError: no episode, one out of range, `batch_rows` less than 1, or a rule in a world without the full
+            observation.
     """
+    if isinstance(scheduler, Rule) and world.observation != ObservationKind.FULL:
+        raise ValueError(f"{scheduler.name} reads the full observation, got a world with {world.observation.value!r}.")
     pool = np.arange(world.workload.num_episodes) if episodes is None else np.asarray(episodes, np.int64)
     if pool.ndim != 1 or not pool.size:
         raise ValueError(f"episodes must be one or more indices, got shape {pool.shape}.")

@@ -1,0 +1,375 @@
+"""Comparing schedulers on the same test episodes, losers first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from agents.evaluation import EpisodeResults, evaluate
+from agents.heuristics import Rule
+from agents.scheduler import Scheduler
+from agents.statistics import Interval, mean_interval, ratio_interval, win_rate
+from envs.observation import Observer
+from envs.world import World
+from experiments.plots import plot_costs
+from experiments.scenario import Scenario, Split, load_scenario
+from experiments.tune import load_or_tune, require_writable, world_of, write_json
+from numa_rl.simulator.simulator import Simulator
+
+NUM_TIMED_CALLS = 200
+NUM_WARM_UP_CALLS = 10
+COST_COLUMNS = ("cost", "of best rule", "wins", "p99 s")  # first table where one does not fit
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Compare all rules, tuned, and a learned policy on test episodes that neither tuning nor training ever saw.
+
+    Attributes:
+        scenario: a scenario's name, or the path of its TOML file.
+        policy: a learned policy, as `train` saves it.
+        episodes: how many test episodes; all schedulers play the same ones.
+        json: a file for all results, each episode's cost included.
+        plot: a PNG file for the costs with their intervals.
+        seed: of the test episodes and of the bootstrap. Rules are tuned by seed 0 whatever this is.
+    """
+
+    scenario: str
+    policy: Path | None = None
+    episodes: int = 64
+    json: Path | None = None
+    plot: Path | None = None
+    seed: int = 0
+
+    def run(self) -> None:
+        """Play and print.
+
+        Raises:
+            ValueError: no such scenario or policy, a count out of range, or a file cannot be written.
+        """
+        scenario = load_scenario(self.scenario)
+        for option, path in (("--json", self.json), ("--plot", self.plot)):
+            if path is not None:
+                require_writable(path, option)
+        learned = [] if self.policy is None else [_load_policy(self.policy)]
+        console = Console()
+        with console.status("") as status:
+            tuned = load_or_tune(scenario, on_rule=lambda name: status.update(f"tuning {name}"))
+            comparison = compare(
+                scenario,
+                [*(entry.rule for entry in tuned), *learned],
+                self.episodes,
+                self.seed,
+                on_scheduler=lambda name: status.update(f"playing {name}"),
+            )
+        if self.json is not None:
+            write_json(self.json, comparison.to_dict())
+        if self.plot is not None:
+            plot_costs(comparison, self.plot)
+        print_comparison(comparison, console)
+
+
+def _load_policy(path: Path) -> Scheduler:
+    """The policy in a file; torch takes a second to import, so only who needs it waits."""
+    from agents.ppo.storage import load_policy
+
+    policy: Scheduler = load_policy(path)[0]
+    return policy
+
+
+@dataclass(frozen=True, eq=False)
+class Standing:
+    """One scheduler's place in a comparison.
+
+    Attributes:
+        scheduler: who decided.
+        results: how it fared in each episode.
+        cost: mean cost per decision.
+        ratio: mean cost over that of the best rule, paired by episode.
+        win_rate: share of episodes with a lower cost than the best rule's; a tie counts half.
+        decision_us: median time of a decision for one row, microseconds: the only figure that differs between runs.
+    """
+
+    scheduler: Scheduler
+    results: EpisodeResults
+    cost: Interval
+    ratio: Interval
+    win_rate: float
+    decision_us: float
+
+    @property
+    def name(self) -> str:
+        """The scheduler's name."""
+        return self.scheduler.name
+
+    @property
+    def is_rule(self) -> bool:
+        """Whether it is a rule, not learned."""
+        return isinstance(self.scheduler, Rule)
+
+    @property
+    def verdict(self) -> str:
+        """Better or worse than the best rule if the whole interval says so, else open."""
+        if self.ratio.low > 1.0:
+            return "worse"
+        return "better" if self.ratio.high < 1.0 else "open"
+
+    @property
+    def p99_response_s(self) -> float:
+        """Response time that 99 of 100 tasks do not exceed, over all episodes."""
+        return self.results.pooled_p99_response_s
+
+    @property
+    def remote_ratio(self) -> float:
+        """Bytes moved between nodes over all bytes, mean over episodes."""
+        return float(self.results.remote_ratio.mean())
+
+    @property
+    def migrations_per_100(self) -> float:
+        """Objects moved, per 100 decisions."""
+        return float(100.0 * self.results.migrations.sum() / self.results.response_s.size)
+
+    @property
+    def load_balance(self) -> float:
+        """B_load = 1 - Imbalance, mean over episodes."""
+        return float(self.results.load_balance.mean())
+
+    @property
+    def out_of_memory(self) -> int:
+        """Tasks dropped in all episodes."""
+        return int(self.results.out_of_memory.sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values, arrays by episode."""
+        parameters = {f.name: getattr(self.scheduler, f.name) for f in fields(self.scheduler)} if self.is_rule else None  # type: ignore[arg-type]
+        results = self.results
+        by_episode = {
+            f.name: getattr(results, f.name).tolist()
+            for f in fields(results)
+            if f.name not in ("response_s", "machine")
+        }
+        return {
+            "name": self.name,
+            "rule": self.is_rule,
+            "parameters": parameters,
+            "cost": _interval_dict(self.cost),
+            "ratio_to_best_rule": _interval_dict(self.ratio),
+            "verdict": self.verdict,
+            "win_rate": self.win_rate,
+            "p99_response_s": self.p99_response_s,
+            "remote_ratio": self.remote_ratio,
+            "migrations_per_100_decisions": self.migrations_per_100,
+            "load_balance": self.load_balance,
+            "out_of_memory": self.out_of_memory,
+            "decision_us": self.decision_us,
+            "by_episode": by_episode | {"p99_response_s": results.p99_response_s.tolist()},
+        }
+
+
+def _interval_dict(interval: Interval) -> dict[str, float]:
+    return {"estimate": interval.estimate, "low": interval.low, "high": interval.high}
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Schedulers on the same test episodes, the cheapest first.
+
+    Attributes:
+        scenario: what was played.
+        num_episodes: how many test episodes.
+        seed: of the episodes and of the bootstrap.
+        standings: one for each scheduler, by mean cost.
+    """
+
+    scenario: Scenario
+    num_episodes: int
+    seed: int
+    standings: tuple[Standing, ...]
+
+    @property
+    def best_rule(self) -> Standing:
+        """The rule with the lowest mean cost on these episodes."""
+        return next(standing for standing in self.standings if standing.is_rule)
+
+    @property
+    def learned(self) -> tuple[Standing, ...]:
+        """Those that are not rules."""
+        return tuple(standing for standing in self.standings if not standing.is_rule)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        return {
+            "scenario": self.scenario.name,
+            "scenario_hash": self.scenario.content_hash,
+            "machine": self.scenario.topology.name,
+            "episodes": self.num_episodes,
+            "decisions_per_episode": self.best_rule.results.response_s.shape[1],
+            "seed": self.seed,
+            "best_rule": self.best_rule.name,
+            "schedulers": [standing.to_dict() for standing in self.standings],
+        }
+
+
+def compare(
+    scenario: Scenario,
+    schedulers: Sequence[Scheduler],
+    num_episodes: int = 64,
+    seed: int = 0,
+    *,
+    on_scheduler: Callable[[str], None] = lambda name: None,
+) -> Comparison:
+    """Play the same test episodes with every scheduler.
+
+    The best rule is chosen on these very episodes, which flatters it, never what is compared with it.
+
+    Args:
+        scenario: what is played.
+        schedulers: who decides; at least one rule, each with a name of its own.
+        num_episodes: how many test episodes.
+        seed: of the episodes and of the bootstrap.
+        on_scheduler: called with each scheduler's name before it plays.
+
+    Raises:
+        ValueError: no rule among the schedulers, two of one name, or a count out of range.
+    """
+    names = [scheduler.name for scheduler in schedulers]
+    if len(set(names)) < len(names):
+        raise ValueError(f"schedulers must differ in name, got {', '.join(names)}.")
+    if not any(isinstance(scheduler, Rule) for scheduler in schedulers):
+        raise ValueError(f"a comparison needs at least one rule, got {', '.join(names) or 'no scheduler'}.")
+    world = world_of(scenario, Split.TEST, num_episodes, seed)
+    results: dict[str, EpisodeResults] = {}
+    for scheduler in schedulers:
+        on_scheduler(scheduler.name)
+        results[scheduler.name] = evaluate(scheduler, world)
+    rules = [scheduler.name for scheduler in schedulers if isinstance(scheduler, Rule)]
+    best = min(rules, key=lambda name: results[name].cost.mean())
+    standings = [_standing(scheduler, results[scheduler.name], results[best], world, seed) for scheduler in schedulers]
+    standings.sort(key=lambda standing: (standing.cost.estimate, standing.name))
+    return Comparison(scenario, num_episodes, seed, tuple(standings))
+
+
+def _standing(scheduler: Scheduler, results: EpisodeResults, best: EpisodeResults, world: World, seed: int) -> Standing:
+    return Standing(
+        scheduler,
+        results,
+        cost=mean_interval(results.cost, np.random.default_rng(seed)),
+        ratio=ratio_interval(results.cost, best.cost, np.random.default_rng(seed)),
+        win_rate=win_rate(results.cost, best.cost),
+        decision_us=decision_us(scheduler, world),
+    )
+
+
+def decision_us(scheduler: Scheduler, world: World) -> float:
+    """Median time of a decision for one row, microseconds, over the first tasks of the first episode."""
+    simulator = Simulator(world.topologies, world.workload, 1, window_s=world.window_s)
+    observer = Observer(simulator, world.weights, world.observation)
+    simulator.reset(0)
+    state, start, times = None, np.ones(1, bool), []
+    for _ in range(min(NUM_WARM_UP_CALLS + NUM_TIMED_CALLS, world.workload.num_tasks)):
+        observation = observer.observe()
+        before = time.perf_counter()
+        actions, state = scheduler.predict(observation, state=state, episode_start=start, deterministic=True)
+        times.append(time.perf_counter() - before)
+        simulator.step(actions)
+        start = np.zeros(1, bool)
+    timed = times[NUM_WARM_UP_CALLS:] or times
+    return float(np.median(timed) * 1e6)
+
+
+def summary(comparison: Comparison) -> list[str]:
+    """What the comparison says in words: the learned policy against the best rule, then who is worse."""
+    best = comparison.best_rule
+    lines = []
+    words = {"better": "beats", "worse": "is worse than", "open": "is not told apart from"}
+    for standing in comparison.learned:
+        gap, low, high = (f"{100.0 * (value - 1.0):+.1f}%" for value in _values(standing.ratio))
+        lines.append(
+            f"{standing.name} {words[standing.verdict]} the best tuned rule, {best.name}: "
+            f"cost {gap} (95% interval {low} to {high})."
+        )
+    others = [standing for standing in reversed(comparison.standings) if standing is not best]
+    worse = [standing.name for standing in others if standing.verdict == "worse"]
+    close = [standing.name for standing in others if standing.verdict == "open" and standing.is_rule]
+    if worse:
+        lines.append(f"Worse than the best rule, {best.name}: {', '.join(worse)}.")
+    if close:
+        lines.append(f"Not told apart from {best.name}: {', '.join(close)}.")
+    return lines
+
+
+def _values(interval: Interval) -> tuple[float, float, float]:
+    return interval.estimate, interval.low, interval.high
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Print the summary and the table; a terminal too narrow for one table gets two."""
+    for line in summary(comparison):
+        console.print(line, highlight=False, markup=False)
+    columns = _columns(comparison)
+    table = _table(comparison, columns)
+    unbounded = console.options.update(width=1000)
+    if console.measure(table, options=unbounded).maximum <= console.width:
+        console.print(table)
+    else:
+        for half in (COST_COLUMNS, [name for name in columns if name not in COST_COLUMNS]):
+            console.print(_table(comparison, {name: columns[name] for name in half}))
+    console.print(
+        f"{comparison.scenario.name}: {comparison.num_episodes} test episodes of "
+        f"{comparison.best_rule.results.response_s.shape[1]} decisions on {comparison.scenario.topology.name}; "
+        "mean [95% bootstrap interval], paired by episode. wins: episodes cheaper than with the best rule; "
+        "p99: response time; remote: share of bytes between nodes; moves: migrations; OOM: tasks dropped; "
+        "us: time of one decision.",
+        style="dim",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _columns(comparison: Comparison) -> Mapping[str, list[str]]:
+    """Cells of each column, one for each scheduler."""
+    columns: dict[str, list[str]] = {}
+    for standing in comparison.standings:
+        cells = {
+            "cost": _cell(standing.cost),
+            "of best rule": _cell(standing.ratio),
+            "wins": f"{standing.win_rate:.0%}" if standing is not comparison.best_rule else "-",
+            "p99 s": f"{standing.p99_response_s:.3g}",
+            "remote": f"{standing.remote_ratio:.0%}",
+            "moves/100": f"{standing.migrations_per_100:.1f}",
+            "B_load": f"{standing.load_balance:.2f}",
+            "OOM": str(standing.out_of_memory),
+            "us": f"{standing.decision_us:.0f}",
+        }
+        for name, cell in cells.items():
+            columns.setdefault(name, []).append(cell)
+    return columns
+
+
+def _cell(interval: Interval) -> str:
+    """An estimate and its interval in a few characters."""
+    digits = 2 if interval.estimate < 10.0 else 1 if interval.estimate < 100.0 else 0
+    estimate, low, high = (f"{value:.{digits}f}" for value in _values(interval))
+    return f"{estimate} \\[{low}, {high}]"
+
+
+def _table(comparison: Comparison, columns: Mapping[str, list[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("scheduler", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for standing, *cells in zip(comparison.standings, *columns.values(), strict=True):
+        if standing.is_rule:
+            style = "bold" if standing is comparison.best_rule else ""
+        else:
+            style = {"better": "bold green", "worse": "bold red", "open": "bold yellow"}[standing.verdict]
+        table.add_row(standing.name, *cells, style=style)
+    return table
