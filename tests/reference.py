@@ -1,0 +1,296 @@
+"""The simulator's oracle: one machine, one decision at a time, in plain Python floats, dicts and lists.
+
+Written from the model's description and not from the kernel. It is slow, and nothing in it is clever.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+from numa_rl.topology import Topology
+from numa_rl.workloads.workload import Workload
+
+
+@dataclass
+class Thing:
+    """An object of the workload: where it lives (None while it does not), its size, and when it has been written."""
+
+    node: int | None
+    size: float
+    ready_s: float
+
+
+@dataclass
+class Decision:
+    """What one decision led to: the fields of the simulator's `Outcome`."""
+
+    exec_s: float = 0.0
+    comm_s: float = 0.0
+    wait_s: float = 0.0
+    migration_s: float = 0.0
+    imbalance: float = 0.0
+    task_node: int = -1
+    data_node: int = -1
+    migrated: bool = False
+    fell_back: bool = False
+    out_of_memory: bool = False
+    local_bytes: float = 0.0
+    remote_bytes: float = 0.0
+
+
+def routes(topology: Topology) -> dict[tuple[int, int], list[int]]:
+    """Nodes on the route of every pair: fewest hops and, among those, least summed latency."""
+    n = topology.num_nodes
+    best: dict[tuple[int, int], tuple[int, float, list[int]]] = {(i, i): (0, 0.0, [i]) for i in range(n)}
+    for _ in range(n):
+        for i in range(n):
+            for a, z in topology.links.tolist():
+                if (i, a) in best:
+                    hops, latency, nodes = best[i, a]
+                    longer = (hops + 1, latency + float(topology.latency_s[a, z]), [*nodes, z])
+                    if (i, z) not in best or longer[:2] < best[i, z][:2]:
+                        best[i, z] = longer
+    return {pair: nodes for pair, (_, _, nodes) in best.items()}
+
+
+class Reference:
+    """One episode on one machine.
+
+    Attributes:
+        now_s: the time.
+        memory_used: bytes by node.
+        traffic: recent bytes by (initiator, target).
+        controller_bytes: recent bytes by node.
+        link_bytes: recent bytes by directed link (source, target).
+        core_free_s: for each node, when each of its cores is free.
+        things: every object.
+    """
+
+    def __init__(self, topology: Topology, workload: Workload, episode: int, window_s: float) -> None:
+        """Put an idle, empty machine at the first task's arrival."""
+        self.topology = topology
+        self.workload = workload
+        self.episode = episode
+        self.window_s = window_s
+        self.num_nodes = topology.num_nodes
+        self.routes = routes(topology)
+        self.task = 0
+        self.now_s = float(workload.arrival_s[episode, 0])
+        self.memory_used = [0.0] * self.num_nodes
+        self.traffic = {(i, d): 0.0 for i in range(self.num_nodes) for d in range(self.num_nodes)}
+        self.controller_bytes = [0.0] * self.num_nodes
+        links = [(a, z) for a, z in topology.links.tolist()]
+        self.link_bytes = dict.fromkeys(links, 0.0)
+        self.link_bandwidth = dict(zip(links, topology.link_bandwidth_bytes_per_s.tolist(), strict=True))
+        self.core_free_s = [[self.now_s] * int(cores) for cores in topology.cores]
+        self.things = [Thing(None, 0.0, self.now_s) for _ in range(workload.num_objects)]
+
+    # What a stream meets.
+
+    def controller_load(self, node: int) -> float:
+        """Offered load of a memory controller."""
+        return self.controller_bytes[node] / (self.window_s * float(self.topology.memory_bandwidth_bytes_per_s[node]))
+
+    def link_load(self, link: tuple[int, int]) -> float:
+        """Offered load of a directed link."""
+        return self.link_bytes[link] / (self.window_s * self.link_bandwidth[link])
+
+    def links(self, initiator: int, target: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Links of the route toward the initiator (reads take them) and away from it (writes do)."""
+        nodes = self.routes[initiator, target]
+        away = list(pairwise(nodes))
+        return [(z, a) for a, z in away], away
+
+    def controller_s_per_byte(self, node: int) -> float:
+        """Loaded seconds per byte of a memory controller."""
+        return (1.0 + self.controller_load(node)) / float(self.topology.memory_bandwidth_bytes_per_s[node])
+
+    def link_s_per_byte(self, link: tuple[int, int]) -> float:
+        """Loaded seconds per byte of a directed link."""
+        return (1.0 + self.link_load(link)) / self.link_bandwidth[link]
+
+    def loaded_latency_s(self, initiator: int, target: int) -> float:
+        """Idle latency times r of the busiest of the controller and the route's links, both directions."""
+        toward, away = self.links(initiator, target)
+        u = max([self.controller_load(target), *(self.link_load(link) for link in toward + away)])
+        fit = self.topology.loaded_latency
+        room = 1.0 - fit.c * u
+        factor = fit.saturated if room <= 0.0 else min(fit.saturated, 1.0 + fit.a * u / room)
+        return float(self.topology.latency_s[initiator, target]) * factor
+
+    def stream_s_per_byte(self, initiator: int, target: int, write_fraction: float) -> float:
+        """Seconds per byte of one core's stream: the slowest of everything it passes."""
+        toward, away = self.links(initiator, target)
+        return max(
+            1.0 / float(self.topology.bandwidth_bytes_per_s[initiator, target]),
+            self.controller_s_per_byte(target),
+            (1.0 - write_fraction) * max([0.0, *(self.link_s_per_byte(link) for link in toward)]),
+            write_fraction * max([0.0, *(self.link_s_per_byte(link) for link in away)]),
+            self.loaded_latency_s(initiator, target) / self.topology.outstanding_bytes,
+        )
+
+    # One task, before it is decided.
+
+    def nearest(self, node: int) -> list[int]:
+        """All nodes from nearest to farthest by idle latency, `node` itself first."""
+        latency = self.topology.latency_s[node].tolist()
+        return sorted(range(self.num_nodes), key=lambda other: (other != node, latency[other], other))
+
+    def runs_on(self, node: int) -> int:
+        """The nearest node with cores."""
+        return next(other for other in self.nearest(node) if self.topology.cores[other] > 0)
+
+    def find_room(self, node: int) -> int | None:
+        """The nearest node to `node` with room for the next task's object, or None."""
+        thing = self.things[int(self.workload.object[self.episode, self.task])]
+        size = float(self.workload.object_bytes[self.episode, self.task])
+        for other in self.nearest(node):
+            held = thing.size if thing.node == other else 0.0
+            if self.memory_used[other] - held + size <= float(self.topology.memory_bytes[other]):
+                return other
+        return None
+
+    def inputs(self) -> list[tuple[int, float]]:
+        """(object, bytes) of the next task's inputs, whether they live or not."""
+        pairs = zip(
+            self.workload.inputs[self.episode, self.task].tolist(),
+            self.workload.input_bytes[self.episode, self.task].tolist(),
+            strict=True,
+        )
+        return [(obj, num_bytes) for obj, num_bytes in pairs if obj >= 0]
+
+    def live_inputs(self) -> list[tuple[int, float]]:
+        """(node, bytes) of the inputs that live somewhere and are read."""
+        found = []
+        for obj, num_bytes in self.inputs():
+            node = self.things[obj].node
+            if node is not None and num_bytes > 0.0:
+                found.append((node, num_bytes))
+        return found
+
+    def migration_s(self, home: int, target: int, size: float) -> float:
+        """Time for `target` to read `size` bytes from `home` and to write them to its own memory."""
+        s_per_byte = max(self.stream_s_per_byte(target, home, 0.0), self.controller_s_per_byte(target))
+        pages = math.ceil(size / self.topology.page_bytes)
+        return size * s_per_byte + self.loaded_latency_s(target, home) + pages * self.topology.page_move_s
+
+    def congestion_s(self, task_node: int, target: int) -> float:
+        """Sum over every controller and link that a placement uses of bytes / capacity x load there."""
+        e, t = self.episode, self.task
+        num_bytes, writes = float(self.workload.bytes[e, t]), float(self.workload.write_fraction[e, t])
+        thing = self.things[int(self.workload.object[e, t])]
+        streams = [(task_node, target, num_bytes * (1.0 - writes), num_bytes * writes)]
+        streams += [(task_node, node, read, 0.0) for node, read in self.live_inputs()]
+        if thing.node is not None and thing.node != target:
+            streams += [(target, thing.node, thing.size, 0.0), (target, target, 0.0, thing.size)]
+        seconds = 0.0
+        for initiator, memory, read, written in streams:
+            capacity = float(self.topology.memory_bandwidth_bytes_per_s[memory])
+            seconds += (read + written) / capacity * self.controller_load(memory)
+            toward, away = self.links(initiator, memory)
+            for links, moved in ((toward, read), (away, written)):
+                seconds += sum(moved / self.link_bandwidth[link] * self.link_load(link) for link in links)
+        return seconds
+
+    # The decision.
+
+    def step(self, task_node: int, data_node: int) -> Decision:
+        """Decide the next task, free what it was the last to use, and move time to the task after it."""
+        decision = self.decide(self.runs_on(task_node), data_node)
+        decision.imbalance = self.imbalance()
+        self.advance()
+        return decision
+
+    def decide(self, node: int, data_node: int) -> Decision:
+        """Run the next task on `node`, its object on `data_node` or the nearest node with room."""
+        e, t = self.episode, self.task
+        thing = self.things[int(self.workload.object[e, t])]
+        size, num_bytes = float(self.workload.object_bytes[e, t]), float(self.workload.bytes[e, t])
+        write_fraction = float(self.workload.write_fraction[e, t])
+        target = self.find_room(data_node)
+        if target is None:
+            return Decision(task_node=node, out_of_memory=True)
+        home, old_size = thing.node, thing.size
+        migrated = home is not None and home != target
+
+        compute = float(self.workload.flops[e, t]) / float(self.topology.flops_per_s[node])
+        service = max(compute, num_bytes * self.stream_s_per_byte(node, target, write_fraction))
+        reading = sum(
+            read * self.stream_s_per_byte(node, where, 0.0) + self.loaded_latency_s(node, where)
+            for where, read in self.live_inputs()
+        )
+        moving = self.migration_s(home, target, old_size) if migrated else 0.0
+        core = min(range(len(self.core_free_s[node])), key=lambda index: self.core_free_s[node][index])
+        written = [thing.ready_s, *(self.things[obj].ready_s for obj, _ in self.inputs())]
+        start = max(self.now_s, self.core_free_s[node][core], *written)
+        finish = start + moving + reading + service
+        self.core_free_s[node][core] = finish
+
+        decision = Decision(
+            exec_s=start - self.now_s + service,
+            comm_s=reading + moving,
+            wait_s=start - self.now_s,
+            migration_s=moving,
+            task_node=node,
+            data_node=target,
+            migrated=migrated,
+            fell_back=target != data_node,
+        )
+        for where, read in self.live_inputs():
+            self.move(decision, node, where, read, 0.0)
+        self.move(decision, node, target, num_bytes * (1.0 - write_fraction), num_bytes * write_fraction)
+        if migrated:  # the target's own controller writes what the target reads from home: the same bytes, once
+            self.move(decision, target, home, old_size, 0.0)
+            self.move(Decision(), target, target, 0.0, old_size)
+
+        if home is not None:
+            self.memory_used[home] -= old_size
+        self.memory_used[target] += size
+        thing.node, thing.size = target, size
+        if home is None or migrated or write_fraction > 0.0:
+            thing.ready_s = finish
+        return decision
+
+    def move(self, decision: Decision, initiator: int, target: int, read: float, written: float) -> None:
+        """Count bytes between a node's cores and a memory."""
+        self.traffic[initiator, target] += read + written
+        self.controller_bytes[target] += read + written
+        toward, away = self.links(initiator, target)
+        for link in toward:
+            self.link_bytes[link] += read
+        for link in away:
+            self.link_bytes[link] += written
+        if initiator == target:
+            decision.local_bytes += read + written
+        else:
+            decision.remote_bytes += read + written
+
+    def outstanding_s(self) -> list[float]:
+        """Outstanding work per core of the nodes that have cores."""
+        return [sum(max(0.0, free - self.now_s) for free in cores) / len(cores) for cores in self.core_free_s if cores]
+
+    def imbalance(self) -> float:
+        """Population standard deviation over mean of the outstanding work, 0 when all is idle."""
+        work = self.outstanding_s()
+        mean = sum(work) / len(work)
+        if mean == 0.0:
+            return 0.0
+        return math.sqrt(sum((seconds - mean) ** 2 for seconds in work) / len(work)) / mean
+
+    def advance(self) -> None:
+        """Free objects, move to the next task's arrival, and let traffic decay."""
+        for obj, thing in enumerate(self.things):
+            if self.workload.freed_after[self.episode, obj] == self.task and thing.node is not None:
+                self.memory_used[thing.node] -= thing.size
+                thing.node, thing.size = None, 0.0
+        self.task += 1
+        if self.task == self.workload.num_tasks:
+            return
+        arrival_s = float(self.workload.arrival_s[self.episode, self.task])
+        decay = math.exp(-(arrival_s - self.now_s) / self.window_s)
+        self.now_s = arrival_s
+        self.controller_bytes = [used * decay for used in self.controller_bytes]
+        self.link_bytes = {link: used * decay for link, used in self.link_bytes.items()}
+        self.traffic = {pair: used * decay for pair, used in self.traffic.items()}
