@@ -276,7 +276,8 @@ def test_congestion_is_the_plain_sum_over_controllers_and_links(play, data):
         oracle.step(*action.tolist())
     places = [oracle.find_room(target) for target in range(n)]
     expected = [[0.0 if place is None else oracle.congestion_s(node, place) for place in places] for node in range(n)]
-    np.testing.assert_allclose(groups(observer)["congestion"], expected, rtol=1e-3, atol=1e-6)
+    runs = play.topology.cores > 0
+    np.testing.assert_allclose(groups(observer)["congestion"][runs], np.array(expected)[runs], rtol=1e-3, atol=1e-6)
 
 
 @modest

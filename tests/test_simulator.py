@@ -169,11 +169,12 @@ def test_migrated_bytes_are_remote_and_pass_both_memories():
 # Contention.
 
 
-def test_a_memory_offered_its_capacity_takes_twice_as_long_for_a_byte():
-    filling = Task(obj=0, num_bytes=1000)  # u = 1000 / (10 s x 100 bytes a second) = 1
+@pytest.mark.parametrize(("recent_bytes", "times_slower"), [(0, 1.0), (500, 1.5), (1000, 2.0), (2000, 3.0)])
+def test_a_memory_offered_its_capacity_takes_twice_as_long_for_a_byte(recent_bytes, times_slower):
+    filling = Task(obj=0, num_bytes=recent_bytes)  # u = 1 at 10 s x 100 bytes a second
     workload = toy_workload([filling, Task(obj=1, num_bytes=200)])
     outcome = decide(started(toy_machine(cores=[2, 1]), workload, window_s=10.0), (0, 0), (0, 0))
-    assert outcome["exec_s"] == pytest.approx(200 / 100 * (1 + 1))
+    assert outcome["exec_s"] == pytest.approx(200 / 100 * times_slower)
 
 
 def test_latency_under_load_follows_the_fitted_curve():
