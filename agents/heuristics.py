@@ -381,9 +381,17 @@ def priced_cost(
     """
     load = groups["communication"].sum(-2)
     moved = 1.0 - groups["data"]  # 1 but where the object lives: a new one lives nowhere
-    crowding = crowding_price * (groups["memory"] + load) * moved
-    forgiven = (1.0 - migration_share) * alpha * groups["migration"]
-    return groups["estimate"] + congestion_price * groups["congestion"] + (crowding - forgiven)[..., None, :]
+    at_data_node = data_node_price(
+        groups["memory"], load, moved, groups["migration"], crowding_price, migration_share, alpha
+    )
+    return groups["estimate"] + congestion_price * groups["congestion"] + at_data_node[..., None, :]
+
+
+def data_node_price(
+    memory: Any, load: Any, moved: Any, migration: Any, crowding_price: Any, migration_share: Any, alpha: Any
+) -> Any:
+    """What `priced_cost` adds for the data node alone: numbers, arrays or tensors, of any one shape."""
+    return crowding_price * (memory + load) * moved - (1.0 - migration_share) * alpha * migration
 
 
 @dataclass(frozen=True)

@@ -51,15 +51,18 @@ def ratio_interval(values: npt.ArrayLike, reference: npt.ArrayLike, rng: np.rand
 
 
 def _interval(samples: F64, statistic: Callable[[F64], F64], rng: np.random.Generator) -> Interval:
-    """Percentile interval [1] of a statistic of the means of samples (K, E)."""
+    """Percentile interval [1] of a statistic of the means of samples (K, E); unbounded for a single episode."""
     num_episodes = samples.shape[1]
     if samples.ndim != 2 or num_episodes == 0:
         raise ValueError(f"an interval needs one value for each of at least one episode, got shape {samples.shape}.")
+    estimate = float(statistic(samples.mean(axis=1)))
+    if num_episodes == 1:  # one episode says nothing about how much episodes differ
+        return Interval(estimate, -np.inf, np.inf)
     counts = rng.multinomial(num_episodes, np.full(num_episodes, 1.0 / num_episodes), NUM_DRAWS)  # (S, E)
     drawn = statistic(samples @ counts.T / num_episodes)
     tail = 50.0 * (1.0 - CONFIDENCE)
     low, high = np.percentile(drawn, [tail, 100.0 - tail])
-    return Interval(float(statistic(samples.mean(axis=1))), float(low), float(high))
+    return Interval(estimate, float(low), float(high))
 
 
 def win_rate(values: npt.ArrayLike, reference: npt.ArrayLike) -> float:

@@ -79,10 +79,10 @@ class NumaVecEnv(VecEnv):
         super().__init__(num_envs, self.rows.observation_space, self.rows.action_space)
         self.totals = Totals(self.rows.simulator.num_nodes)
         self._actions: npt.NDArray[Any] = np.zeros((num_envs, 2), np.int64)
-        self._returns = np.zeros(num_envs)
-        self._lengths = np.zeros(num_envs, np.int64)
+        self.returns = np.zeros(num_envs)
+        self.lengths = np.zeros(num_envs, np.int64)
         self._infos: list[dict[str, Any]] = [{} for _ in range(num_envs)]
-        self._first_seed = seed
+
         self._seed_rows(seed)
 
     def _seed_rows(self, seed: int) -> None:
@@ -94,8 +94,8 @@ class NumaVecEnv(VecEnv):
             self._seed_rows(self._seeds[0])
         shares = (np.arange(self.num_envs) + 1) / self.num_envs
         self.rows.reset(horizon_shares=shares)
-        self._returns[:] = 0.0
-        self._lengths[:] = 0
+        self.returns[:] = 0.0
+        self.lengths[:] = 0
         self._reset_seeds()
         self._reset_options()
         self.reset_infos = [{} for _ in range(self.num_envs)]
@@ -108,8 +108,8 @@ class NumaVecEnv(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Place one task in every row and start anew what ended."""
         rewards, outcome = self.rows.step(np.asarray(self._actions).astype(np.int64, copy=False))
-        self._returns += rewards
-        self._lengths += 1
+        self.returns += rewards
+        self.lengths += 1
         self._count(rewards)
         dones = outcome.finished.copy()
         infos = self._infos
@@ -121,10 +121,10 @@ class NumaVecEnv(VecEnv):
                 infos[row] = {
                     "terminal_observation": last[row].copy(),
                     "TimeLimit.truncated": True,
-                    "episode": {"r": float(self._returns[row]), "l": int(self._lengths[row]), "t": 0.0},
+                    "episode": {"r": float(self.returns[row]), "l": int(self.lengths[row]), "t": 0.0},
                 }
-            self._returns[ended] = 0.0
-            self._lengths[ended] = 0
+            self.returns[ended] = 0.0
+            self.lengths[ended] = 0
             self.rows.reset(ended)
         return self.rows.observe().copy(), (rewards * self.reward_scale).astype(np.float32), dones, infos
 

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numba
@@ -143,13 +143,13 @@ class ObservationLayout:
         """Where the kernel writes each group."""
         return Offsets(*(self.slices[name].start if name in self.slices else -1 for name in Offsets._fields))
 
-    def split(self, observation: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
-        """The groups of rows (..., size) as views, matrices as (..., N, N).
+    def split(self, observation: Any) -> dict[str, Any]:
+        """The groups of rows (..., size), numpy or torch, as views; matrices as (..., N, N).
 
         Raises:
             ValueError: the rows are not of this layout's size.
         """
-        if observation.shape[-1:] != (self.size,):
+        if tuple(observation.shape[-1:]) != (self.size,):
             raise ValueError(
                 f"an observation of {self.num_nodes} nodes ({self.kind}) must have {self.size} values, "
                 f"got shape {observation.shape}."
@@ -162,6 +162,7 @@ class ObservationLayout:
         return parts
 
     @classmethod
+    @lru_cache
     def of_size(cls, size: int) -> ObservationLayout:
         """The layout whose rows have `size` values.
 

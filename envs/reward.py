@@ -6,6 +6,7 @@ Dimension key: B machines.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +47,19 @@ class RewardWeights:
 
         Override it to train on another reward; the observation's estimate keeps T_exec + alpha T_comm.
         """
-        seconds = outcome.exec_s + self.alpha * outcome.comm_s
-        cost = seconds / self.reference_s + self.beta * outcome.imbalance
-        return cost + self.out_of_memory_penalty * outcome.out_of_memory
+        cost: npt.NDArray[np.float64] = decision_cost(
+            outcome.exec_s, outcome.comm_s, outcome.imbalance, outcome.out_of_memory, *self.numbers
+        )
+        return cost
+
+    @property
+    def numbers(self) -> tuple[float, float, float, float]:
+        """The weights in the order in which `decision_cost` takes them."""
+        return self.alpha, self.beta, self.reference_s, self.out_of_memory_penalty
+
+
+def decision_cost(
+    exec_s: Any, comm_s: Any, imbalance: Any, out_of_memory: Any, alpha: Any, beta: Any, reference_s: Any, penalty: Any
+) -> Any:
+    """(T_exec + alpha T_comm) / reference + beta Imbalance, and the penalty if out of memory: numbers or arrays."""
+    return (exec_s + alpha * comm_s) / reference_s + beta * imbalance + penalty * out_of_memory

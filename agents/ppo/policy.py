@@ -103,17 +103,16 @@ class PairScorer(nn.Module):
         # Factors on the tuned prices, learned as logarithms so that they stay positive.
         self.log_price = nn.Parameter(torch.zeros(3))
         self.log_scale = nn.Parameter(torch.tensor(float(np.log(config.prior_scale))))
-        self._slices = dict(layout.slices)
+
+    def on(self, layout: ObservationLayout) -> PairScorer:
+        """The same network for a machine of another size; returns itself."""
+        self.layout = layout
+        return self
 
     def groups(self, observation: Tensor) -> Mapping[str, Tensor]:
         """The groups of the rows as views."""
-        n = self.layout.num_nodes
-        found = {}
-        for name, part in self._slices.items():
-            view = observation[:, part]
-            is_matrix = part.stop - part.start == n * n and name in MATRICES
-            found[name] = view.unflatten(1, (n, n)) if is_matrix else view
-        return found
+        parts: Mapping[str, Tensor] = self.layout.split(observation)
+        return parts
 
     def prior_cost(self, groups: Mapping[str, Tensor]) -> Tensor:
         """The priced cost of every pair, shape (B, N, N)."""
@@ -127,6 +126,12 @@ class PairScorer(nn.Module):
             config.alpha,
         )
         return cost.clamp(min=SMALLEST_COST)
+
+    def unit_cost(self, observation: Tensor) -> Tensor:
+        """The lowest priced cost of each row, shape (B,): a logit is -scale x a cost difference over it."""
+        groups = self.groups(observation)
+        is_open = groups["task_mask"].unsqueeze(2) * groups["data_mask"].unsqueeze(1) > 0
+        return self.prior_cost(groups).masked_fill(~is_open, np.inf).flatten(1).amin(1).detach()
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of all pairs, shape (B, N * N), closed ones at `CLOSED`; and values, shape (B,)."""
@@ -173,9 +178,6 @@ class PairScorer(nn.Module):
         """The value of each row, shape (B,)."""
         value: Tensor = self.value(torch.relu(self.value_hidden(_pooled(nodes, groups)))).squeeze(-1)
         return value
-
-
-MATRICES = frozenset(("communication", "latency", "bandwidth", "estimate", "congestion"))
 
 
 def _pooled(nodes: Tensor, groups: Mapping[str, Tensor]) -> Tensor:

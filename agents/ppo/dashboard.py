@@ -1,0 +1,145 @@
+"""What TensorBoard shows of a run: cost, placement, learning, and the policy against the rules.
+
+Dimension key: N nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Drawing
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import Figure, HParam, Logger, TensorBoardOutputFormat
+
+from agents.vec_env import NumaVecEnv
+
+PARTS = ("total", "exec", "comm", "imbalance", "wait")
+
+
+class Dashboard:
+    """Writes a run's event files.
+
+    Args:
+        folder: where.
+        model: whose own figures (entropy, explained variance, ...) are written too.
+        env: whose totals are written.
+        rule_costs: validation cost of every rule, by name.
+    """
+
+    def __init__(self, folder: Path, model: PPO, env: NumaVecEnv, rule_costs: Mapping[str, float]) -> None:
+        """Open the event file and lay out the dashboards."""
+        self.env = env
+        self.rule_costs = dict(rule_costs)
+        self.output = TensorBoardOutputFormat(str(folder / "events"))
+        self.logger = Logger(str(folder), [self.output])
+        model.set_logger(self.logger)
+        self.output.writer.add_custom_scalars(self._layout())
+
+    def _layout(self) -> dict[str, dict[str, list[Any]]]:
+        """Custom scalars: one dashboard a question."""
+        rules = [f"rules/{name}" for name in sorted(self.rule_costs)]
+        return {
+            "Against the rules": {
+                "validation cost": ["Multiline", ["rules/learned", "rules/kept", *rules]],
+                "gap to the best rule": ["Multiline", ["gap/learned", "gap/kept"]],
+            },
+            "Cost": {
+                "cost per decision": ["Multiline", [f"cost/{part}" for part in PARTS]],
+                "reward": ["Multiline", ["cost/reward"]],
+            },
+            "Placement": {
+                "remote access ratio": ["Multiline", ["placement/remote_ratio"]],
+                "link and memory use": ["Multiline", ["placement/link_load", "placement/memory_use"]],
+                "per 100 decisions": [
+                    "Multiline",
+                    [f"placement/{name}_per_100" for name in ("migrations", "fallbacks", "out_of_memory")],
+                ],
+            },
+            "Learning": {
+                "entropy": ["Multiline", ["train/entropy"]],
+                "explained variance": ["Multiline", ["train/explained_variance"]],
+                "step size": ["Multiline", ["train/approx_kl", "train/clip_fraction"]],
+                "losses": ["Multiline", ["train/teacher_loss", "train/value_loss"]],
+            },
+        }
+
+    def describe(self, hyperparameters: Mapping[str, bool | float | int | str]) -> None:
+        """Fill the HParams tab."""
+        metrics: dict[str, float | int] = {"rules/kept": 0.0, "gap/kept": 0.0}
+        self.logger.record("hparams", HParam(dict(hyperparameters), metrics), exclude=("stdout", "log", "json", "csv"))
+        self.logger.dump(0)
+
+    def validated(self, step: int, cost: float, best_cost: float) -> None:
+        """Write the policy's validation cost beside the rules'."""
+        best_rule = min(self.rule_costs.values())
+        values = {f"rules/{name}": rule_cost for name, rule_cost in self.rule_costs.items()}
+        values |= {"rules/learned": cost, "rules/kept": best_cost}
+        values |= {"gap/learned": cost / best_rule - 1.0, "gap/kept": best_cost / best_rule - 1.0}
+        for name, value in values.items():
+            self.output.writer.add_scalar(name, value, step)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Write what happened since the last call, and what the model logged."""
+        for name, value in values.items():
+            self.logger.record(name, value)
+        totals = self.env.totals
+        if totals.decisions:
+            self._write_totals()
+            totals.clear()
+        self._rename("train/entropy_loss", "train/entropy", -1.0)
+        self.logger.dump(step)
+
+    def _rename(self, old: str, new: str, factor: float) -> None:
+        if old in self.logger.name_to_value:
+            self.logger.record(new, factor * self.logger.name_to_value.pop(old))
+
+    def _write_totals(self) -> None:
+        totals, reference_s = self.env.totals, self.env.world.weights.reference_s
+        self.logger.record("cost/total", totals.mean("cost"))
+        self.logger.record("cost/reward", -totals.mean("cost"))
+        for part in ("exec", "comm", "wait"):
+            self.logger.record(f"cost/{part}", totals.mean(f"{part}_s") / reference_s)
+        self.logger.record("cost/imbalance", totals.mean("imbalance"))
+        moved = totals.sums["local_bytes"] + totals.sums["remote_bytes"]
+        self.logger.record("placement/remote_ratio", totals.sums["remote_bytes"] / max(moved, 1.0))
+        self.logger.record("placement/memory_use", totals.mean("memory"))
+        self.logger.record("placement/link_load", totals.mean("link_load"))
+        for name in ("migrations", "fallbacks", "out_of_memory"):
+            self.logger.record(f"placement/{name}_per_100", 100.0 * totals.mean(name))
+        share = totals.placements / max(totals.placements.sum(), 1)
+        hidden = ("stdout", "log", "json", "csv")
+        placements = heat_map(share, "placements: share of decisions", "data node", "task node")
+        self.logger.record("maps/placements", Figure(placements, close=False), exclude=hidden)
+        traffic = self.env.traffic_bytes() / 1e9
+        traffic_map = heat_map(traffic, "recent traffic, GB", "memory of node (target)", "node (initiator)")
+        self.logger.record("maps/traffic", Figure(traffic_map, close=False), exclude=hidden)
+
+    def flush(self) -> None:
+        """Make sure that all is on disk."""
+        self.output.writer.flush()
+
+
+def heat_map(matrix: npt.NDArray[Any], title: str, columns: str, rows: str) -> Drawing:
+    """A node x node matrix (N, N) as a picture, its values written in while they fit."""
+    figure = Drawing(figsize=(5.2, 4.4), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    picture = axes.imshow(matrix, cmap="viridis", vmin=0.0)
+    figure.colorbar(picture, ax=axes)
+    axes.set(title=title, xlabel=columns, ylabel=rows)
+    n = len(matrix)
+    ticks = np.arange(n) if n <= 16 else np.arange(0, n, n // 8)
+    axes.set_xticks(ticks)
+    axes.set_yticks(ticks)
+    if n <= 8:
+        bright = 0.6 * float(matrix.max(initial=1e-12))
+        for row in range(n):
+            for column in range(n):
+                color = "black" if matrix[row, column] > bright else "white"
+                axes.text(column, row, f"{matrix[row, column]:.2g}", ha="center", va="center", color=color, fontsize=7)
+    return figure

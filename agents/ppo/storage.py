@@ -1,0 +1,186 @@
+"""Policies and checkpoints on disk: safetensors for numbers, JSON for the rest, nothing that could run code.
+
+A file is one safetensors file whose metadata hold one JSON object. It is written beside its place and moved there,
+so a reader finds the old one or the new one, whole.
+
+References:
+    [1] https://huggingface.co/docs/safetensors
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from agents.ppo.policy import PairScorer, PlacementPolicy, PolicyConfig
+from agents.scheduler import Actions, Memory
+from envs.observation import ObservationKind, ObservationLayout
+
+FORMAT = "numa-rl policy 1"
+METADATA_KEY = "numa_rl"
+PACKAGES = ("numa-rl", "torch", "stable-baselines3", "gymnasium", "numpy")
+
+
+class LearnedScheduler:
+    """A placement network that decides; unlike in training, its machine may have any number of nodes.
+
+    Args:
+        scorer: the network.
+        name: how tables call it.
+        seed: of what is drawn when decisions are sampled.
+    """
+
+    def __init__(self, scorer: PairScorer, name: str = "learned", seed: int = 0) -> None:
+        """Keep the network, for use and not for training."""
+        self.scorer = scorer.eval()
+        self.name = name
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def predict(
+        self,
+        observation: npt.NDArray[Any],
+        state: Memory = None,
+        episode_start: npt.NDArray[np.bool_] | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Actions, Memory]:
+        """See `agents.scheduler.Scheduler.predict`.
+
+        Raises:
+            ValueError: the rows are not full observations.
+        """
+        rows = torch.from_numpy(np.atleast_2d(np.asarray(observation, np.float32)))
+        layout = ObservationLayout.of_size(rows.shape[1])
+        if layout.kind != ObservationKind.FULL:
+            raise ValueError(
+                f"policy {self.name!r} reads the full observation, got the one of kind {layout.kind.value!r}."
+            )
+        with torch.no_grad():
+            logits, _ = self.scorer.on(layout)(rows)
+            if deterministic:
+                pairs = logits.argmax(1)
+            else:
+                pairs = torch.multinomial(logits.softmax(1), 1, generator=self._generator).squeeze(1)
+        pair = pairs.numpy()
+        actions = np.stack([pair // layout.num_nodes, pair % layout.num_nodes], axis=-1)
+        return (actions[0] if np.ndim(observation) == 1 else actions), state
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a file was written with."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def save_policy(path: Path, policy: PlacementPolicy, metadata: Mapping[str, Any]) -> None:
+    """Write a policy; `metadata` are JSON values that say where it comes from (scenario, git revision, ...)."""
+    about = dict(metadata) | {
+        "format": FORMAT,
+        "observation": policy.layout.kind.value,
+        "config": asdict(policy.config),
+        "versions": versions(),
+    }
+    write_tensors(path, policy.scorer.state_dict(), about)
+
+
+def load_policy(path: Path) -> tuple[LearnedScheduler, dict[str, Any]]:
+    """Read a policy; returns it and its metadata.
+
+    Raises:
+        ValueError: the file is missing, damaged, or not a policy for the full observation.
+    """
+    tensors, about = read_tensors(path)
+    if about.get("format") != FORMAT:
+        raise ValueError(f"{path}: a policy file must say format {FORMAT!r}, got {about.get('format')!r}.")
+    kind = about.get("observation")
+    if kind != ObservationKind.FULL.value:
+        raise ValueError(f"{path}: the policy must read the observation groups 'full', got {kind!r}.")
+    scorer = PairScorer(ObservationLayout(1), _config(path, about.get("config")))
+    load_weights(path, scorer, tensors)
+    return LearnedScheduler(scorer), about
+
+
+def _config(path: Path, values: Any) -> PolicyConfig:
+    """The network's configuration from untrusted JSON."""
+    known = {name: type(default) for name, default in asdict(PolicyConfig()).items()}
+    if not isinstance(values, dict) or set(values) != set(known):
+        raise ValueError(f"{path}: config must have the keys {sorted(known)}, got {values!r}.")
+    for name, kind in known.items():
+        good = isinstance(values[name], (int, float) if kind is float else int) and not isinstance(values[name], bool)
+        if not good:
+            raise ValueError(f"{path}: config.{name} must be of type {kind.__name__}, got {values[name]!r}.")
+    try:
+        return PolicyConfig(**values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def load_weights(path: Path, module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors into a module whose names, shapes and types they must have.
+
+    Raises:
+        ValueError: they do not.
+    """
+    want = module.state_dict()
+    if set(want) != set(tensors):
+        raise ValueError(f"{path}: weights must be {sorted(want)}, got {sorted(tensors)}.")
+    for name, tensor in tensors.items():
+        if tensor.shape != want[name].shape or tensor.dtype != want[name].dtype:
+            raise ValueError(
+                f"{path}: weight {name!r} must be {want[name].dtype} of shape {tuple(want[name].shape)}, "
+                f"got {tensor.dtype} of shape {tuple(tensor.shape)}."
+            )
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{path}: weight {name!r} must be finite, got NaN or infinity.")
+    module.load_state_dict(dict(tensors))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write tensors and one JSON object, whole or not at all."""
+    content = save(
+        {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()},
+        metadata={METADATA_KEY: json.dumps(about)},
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote.
+
+    Raises:
+        ValueError: no such file, or not one of ours.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a safetensors file, or a damaged one ({error}).") from error
+    try:
+        about = json.loads(text or "")
+    except ValueError:
+        about = None
+    if not isinstance(about, dict):
+        raise ValueError(f"{path}: the metadata must hold a JSON object under {METADATA_KEY!r}; not one of ours.")
+    return tensors, about

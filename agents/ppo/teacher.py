@@ -1,0 +1,185 @@
+"""The rollout teacher: what a placement costs in the long run, found by trying it in the simulator.
+
+For a state, each of K candidate placements is tried, and the tuned rule places the tasks that follow. All
+candidates meet the same arrivals, so the differences between their costs carry almost none of the noise that the
+policy gradient has to average away. The policy learns the expected differences: what the rollouts know of the
+future and the policy does not, it can only average over.
+
+Dimension key: B rows, K candidates, N nodes.
+
+References:
+    [1] G. Tesauro, G. R. Galperin, "On-line policy improvement using Monte-Carlo search", NeurIPS 1996: rollouts.
+    [2] D. P. Bertsekas, "Rollout, policy iteration, and distributed reinforcement learning", 2020.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from agents.heuristics import PricedGreedy
+from agents.ppo.policy import CLOSED, PlacementPolicy
+from agents.ppo.rollouts import Rollouts
+from envs.observation import Float32
+from envs.world import Rows, World
+
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """How the teacher tries and teaches.
+
+    Attributes:
+        labels: how many states to label in all; 0 leaves the teacher out.
+        labels_per_update: how many between two rounds of fitting.
+        num_rows: B, states labelled at once.
+        num_candidates: K, the likeliest placements by the policy as it stands.
+        depth: decisions followed after each candidate; about the time for which a placement is felt.
+        stride: decisions between labelled states of a row, so that labels differ.
+        batch_size: labels in a gradient step.
+        epochs: how often each label is used.
+        learning_rate: of Adam at the start; it falls linearly to a twentieth.
+
+    Raises:
+        ValueError: a count below 1, fewer than 2 candidates, or a rate that is not positive.
+    """
+
+    labels: int = 262_144
+    labels_per_update: int = 8192
+    num_rows: int = 256
+    num_candidates: int = 6
+    depth: int = 30
+    stride: int = 4
+    batch_size: int = 1024
+    epochs: int = 4
+    learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.labels < 0:
+            raise ValueError(f"teacher: labels must be >= 0, got {self.labels}.")
+        for name in ("labels_per_update", "num_rows", "depth", "stride", "batch_size", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"teacher: {name} must be >= 1, got {getattr(self, name)}.")
+        if self.num_candidates < 2:
+            raise ValueError(f"teacher: num_candidates must be >= 2, got {self.num_candidates}.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"teacher: learning_rate must be > 0, got {self.learning_rate}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """States and what their candidates cost.
+
+    Attributes:
+        observation: shape (B, size).
+        candidates: pairs n N + d, shape (B, K).
+        cost: summed over the candidate's decision and those after it, shape (B, K).
+    """
+
+    observation: Float32
+    candidates: I64
+    cost: F64
+
+
+class RolloutTeacher:
+    """Labels states that the policy visits.
+
+    Args:
+        world: what is scheduled.
+        rule: places what comes after a candidate.
+        policy: proposes candidates and, by its best, decides which states are visited.
+        config: see `TeacherConfig`.
+
+    Raises:
+        ValueError: as `Rollouts`.
+    """
+
+    def __init__(self, world: World, rule: PricedGreedy, policy: PlacementPolicy, config: TeacherConfig) -> None:
+        """Allocate; `start` comes before the first label."""
+        self.config = config
+        self.policy = policy
+        self.rows = Rows(world, config.num_rows)
+        self.rollouts = Rollouts(world, rule, config.num_rows, config.num_candidates, config.depth)
+        self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
+
+    def start(self) -> None:
+        """Start every row, each to end its first episode at another time."""
+        self.rows.reset(horizon_shares=(np.arange(self.config.num_rows) + 1) / self.config.num_rows)
+
+    def update(self, progress: float, rng: np.random.Generator) -> float:
+        """Label as many states as an update needs and fit the policy to them; returns the mean loss.
+
+        Args:
+            progress: share of all labels that came before, in [0, 1].
+            rng: decides the order of labels.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * max(1.0 - progress, 0.05)
+        rounds = -(-self.config.labels_per_update // self.config.num_rows)
+        return learn(self.policy, self.optimizer, [self.label() for _ in range(rounds)], self.config, rng)
+
+    def label(self) -> Labels:
+        """Label the state of every row, and move on to the next ones."""
+        observation = self.rows.observe().copy()
+        logits = self._logits(observation)
+        candidates = np.argsort(-logits, axis=1, kind="stable")[:, : self.config.num_candidates]
+        closed = np.take_along_axis(logits, candidates, axis=1) <= CLOSED / 2
+        candidates = np.where(closed, candidates[:, :1], candidates)
+        cost = self.rollouts.try_candidates(self.rows.simulator, candidates)
+        self._play(candidates[:, 0])
+        for _ in range(self.config.stride - 1):
+            self._play(self._logits(self.rows.observe()).argmax(axis=1))
+        return Labels(observation, candidates, cost)
+
+    def _logits(self, observation: Float32) -> Float32:
+        with torch.no_grad():
+            logits: Float32 = self.policy.scorer(torch.from_numpy(observation))[0].numpy()
+        return logits
+
+    def _split(self, pairs: I64) -> I64:
+        n = self.policy.layout.num_nodes
+        return np.stack([pairs // n, pairs % n], axis=-1)
+
+    def _play(self, pairs: I64) -> None:
+        """Decide the next task of every row; rows that end start anew."""
+        _, outcome = self.rows.step(self._split(pairs))
+        ended = np.flatnonzero(outcome.finished)
+        if ended.size:
+            self.rows.reset(ended)
+
+
+def learn(
+    policy: PlacementPolicy,
+    optimizer: torch.optim.Optimizer,
+    labels: list[Labels],
+    config: TeacherConfig,
+    rng: np.random.Generator,
+) -> float:
+    """Fit the policy's logits to what the candidates cost more or less than each other; returns the mean loss."""
+    observation = torch.from_numpy(np.concatenate([part.observation for part in labels]))
+    candidates = torch.from_numpy(np.concatenate([part.candidates for part in labels]))
+    cost = torch.from_numpy(np.concatenate([part.cost for part in labels]).astype(np.float32))
+    losses = []
+    for _ in range(config.epochs):
+        order = torch.from_numpy(rng.permutation(len(cost)))
+        for batch in order.split(config.batch_size):
+            logits, _ = policy.scorer(observation[batch])
+            unit = policy.scorer.unit_cost(observation[batch]).unsqueeze(1)
+            got = logits.gather(1, candidates[batch]) / policy.scorer.log_scale.exp()
+            got = got - got.mean(1, keepdim=True)
+            want = -cost[batch] / unit
+            want = want - want.mean(1, keepdim=True)
+            loss = (nn.functional.huber_loss(got, want, delta=1.0, reduction="none") * unit.clamp(max=5.0)).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+            optimizer.step()
+            losses.append(loss.item())
+    return float(np.mean(losses))

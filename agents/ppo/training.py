@@ -1,0 +1,451 @@
+"""Training a placement policy: prior, rollout teacher, then PPO; the best on validation episodes is kept.
+
+The prior is the tuned priced greedy rule, and it is the first candidate: what is kept is never worse than it on the
+validation episodes. A run can be stopped at any time and goes on as if it had not been: each update starts from
+random generators seeded by (seed, update), so a checkpoint needs no generator's state.
+
+Dimension key: B environments.
+
+References:
+    [1] J. Schulman et al., "Proximal policy optimization algorithms", 2017.
+    [2] A. Raffin et al., "Stable-Baselines3: reliable reinforcement learning implementations", JMLR 22(268), 2021.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import set_random_seed
+from torch import Tensor
+
+from agents.evaluation import evaluate
+from agents.heuristics import PricedGreedy
+from agents.ppo.dashboard import Dashboard
+from agents.ppo.policy import PlacementPolicy, PolicyConfig
+from agents.ppo.storage import LearnedScheduler, load_weights, read_tensors, save_policy, write_tensors
+from agents.ppo.teacher import RolloutTeacher, TeacherConfig
+from agents.vec_env import NumaVecEnv
+from envs.world import Rows, World
+
+F64 = npt.NDArray[np.float64]
+
+CHECKPOINT_FORMAT = "numa-rl checkpoint 1"
+SAVE_EVERY_S = 30.0
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Stable-Baselines3's PPO, by its own names.
+
+    Attributes:
+        total_timesteps: decisions to train on; 0 leaves PPO out.
+        num_envs: B, environments stepped together.
+        n_steps: decisions of each environment in a rollout.
+        batch_size: decisions in a gradient step.
+        n_epochs: passes over a rollout.
+        learning_rate: of Adam at the start; it falls linearly to zero.
+        gamma: discount of later decisions.
+        gae_lambda: of the generalised advantage estimate.
+        clip_range: how far a probability ratio may move.
+        ent_coef: weight of the entropy.
+        target_kl: a rollout's updates stop beyond this Kullback-Leibler divergence.
+
+    Raises:
+        ValueError: a count below 1, or a batch that is larger than the rollout.
+    """
+
+    total_timesteps: int = 1_048_576
+    num_envs: int = 256
+    n_steps: int = 128
+    batch_size: int = 4096
+    n_epochs: int = 2
+    learning_rate: float = 1e-4
+    gamma: float = 0.98
+    gae_lambda: float = 0.95
+    clip_range: float = 0.2
+    ent_coef: float = 0.0
+    target_kl: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Check what Stable-Baselines3 does not."""
+        if self.total_timesteps < 0:
+            raise ValueError(f"ppo: total_timesteps must be >= 0, got {self.total_timesteps}.")
+        for name in ("num_envs", "n_steps", "batch_size", "n_epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"ppo: {name} must be >= 1, got {getattr(self, name)}.")
+        if self.batch_size > self.rollout:
+            raise ValueError(f"ppo: batch_size must be <= num_envs x n_steps ({self.rollout}), got {self.batch_size}.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"ppo: learning_rate must be > 0, got {self.learning_rate}.")
+        for name in ("gamma", "gae_lambda"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"ppo: {name} must be in [0, 1), got {getattr(self, name)}.")
+
+    @property
+    def rollout(self) -> int:
+        """Decisions in a rollout."""
+        return self.num_envs * self.n_steps
+
+    @property
+    def num_updates(self) -> int:
+        """Rollouts in all."""
+        return -(-self.total_timesteps // self.rollout)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that decides how a run goes, but for the scenario.
+
+    Attributes:
+        seed: of all that is random.
+        node_width: width of the node encoder.
+        pair_width: width of the pair encoder.
+        prior_scale: how sharply the untrained policy prefers what the rule prefers.
+        validate_every: updates between two validations.
+        teacher: the first phase.
+        ppo: the second phase.
+    """
+
+    seed: int = 0
+    node_width: int = 32
+    pair_width: int = 12
+    prior_scale: float = 20.0
+    validate_every: int = 4
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+
+    def __post_init__(self) -> None:
+        """Check the ranges; the policy's own are checked where it is made."""
+        if self.seed < 0:
+            raise ValueError(f"seed must be >= 0, got {self.seed}.")
+        if self.validate_every < 1:
+            raise ValueError(f"validate_every must be >= 1, got {self.validate_every}.")
+
+    @property
+    def num_updates(self) -> int:
+        """Updates of both phases."""
+        return self.num_teacher_updates + self.ppo.num_updates
+
+    @property
+    def num_teacher_updates(self) -> int:
+        """Updates of the first phase."""
+        return -(-self.teacher.labels // self.teacher.labels_per_update)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        update: updates done.
+        num_updates: in all.
+        phase: "teacher" or "ppo".
+        decisions: decisions trained on: labels and PPO's timesteps.
+        decisions_per_s: of the last update.
+        gap: validation cost over that of the best rule, minus 1, of the policy as it stands.
+        best_gap: the same of the policy that is kept.
+    """
+
+    update: int
+    num_updates: int
+    phase: str
+    decisions: int
+    decisions_per_s: float
+    gap: float
+    best_gap: float
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        train: episodes to learn from.
+        validation: episodes to choose by.
+        rule: the tuned priced greedy rule; its parameters are numbers.
+        rule_costs: validation cost of every tuned rule, by name, to show the policy against.
+        config: how.
+        folder: where the policy, the checkpoint and the event files go.
+        about: JSON values to store with the policy: scenario, revision.
+        on_progress: called after every update.
+    """
+
+    def __init__(
+        self,
+        train: World,
+        validation: World,
+        rule: PricedGreedy,
+        rule_costs: Mapping[str, float],
+        config: TrainingConfig,
+        folder: Path,
+        about: Mapping[str, Any],
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+    ) -> None:
+        """Make the policy and both phases' machinery."""
+        torch.set_num_threads(1)
+        set_random_seed(config.seed)
+        self.config = config
+        self.validation = validation
+        self.rule_costs = dict(rule_costs)
+        self.folder = folder
+        self.about = dict(about)
+        self.on_progress = on_progress
+        ppo = config.ppo
+        prior_cost = self.rule_costs[rule.name]
+        self.env = NumaVecEnv(
+            train, ppo.num_envs, seed=config.seed, reward_scale=(1.0 - ppo.gamma) / max(prior_cost, 1e-9)
+        )
+        self.model = PPO(
+            PlacementPolicy,
+            self.env,
+            n_steps=ppo.n_steps,
+            batch_size=ppo.batch_size,
+            n_epochs=ppo.n_epochs,
+            learning_rate=lambda remaining: ppo.learning_rate * remaining,
+            gamma=ppo.gamma,
+            gae_lambda=ppo.gae_lambda,
+            clip_range=ppo.clip_range,
+            ent_coef=ppo.ent_coef,
+            target_kl=ppo.target_kl,
+            seed=config.seed,
+            device="cpu",
+            policy_kwargs={
+                "config": PolicyConfig(
+                    node_width=config.node_width,
+                    pair_width=config.pair_width,
+                    congestion_price=float(rule.congestion_price),
+                    crowding_price=float(rule.crowding_price),
+                    migration_share=float(rule.migration_share),
+                    alpha=float(rule.alpha),
+                    prior_scale=config.prior_scale,
+                )
+            },
+        )
+        policy = self.model.policy
+        assert isinstance(policy, PlacementPolicy)
+        self.policy = policy
+        self.teacher = RolloutTeacher(train, rule, policy, config.teacher)
+        self.dashboard = Dashboard(folder, self.model, self.env, self.rule_costs)
+        self.update = 0  # updates done
+        self.best_cost = np.inf
+        self.last_cost = np.inf
+        self._snapshot: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        self._saved_at = time.monotonic()
+        self._update_began = time.monotonic()
+
+    @property
+    def policy_path(self) -> Path:
+        """Where the best policy is kept."""
+        return self.folder / "policy.safetensors"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Where the run as it stands is kept."""
+        return self.folder / "checkpoint.safetensors"
+
+    def run(self) -> None:
+        """Train to the end, from the start or from what `resume` read.
+
+        Raises:
+            KeyboardInterrupt: after the checkpoint was written.
+        """
+        try:
+            if self.update == 0:
+                self._validate()
+                self.teacher.rows.generators = self._generators(self.teacher.rows)
+                self.teacher.start()
+            while self.update < self.config.num_teacher_updates:
+                self._begin_update(self.teacher.rows)
+                rng = np.random.default_rng([self.config.seed, self.update, 1])
+                loss = self.teacher.update(self.update / self.config.num_teacher_updates, rng)
+                self._end_update({"train/teacher_loss": loss}, self.config.teacher.labels_per_update)
+            if self.update < self.config.num_updates:
+                self._run_ppo()
+            self._take_snapshot(self.env.rows)
+        finally:
+            self._write_checkpoint()
+            self.dashboard.flush()
+
+    def _run_ppo(self) -> None:
+        model, config = self.model, self.config
+        done = self.update - config.num_teacher_updates
+        if done == 0:
+            self.env.rows.generators = self._generators(self.env.rows)
+            model._last_obs = self.env.reset()  # type: ignore[assignment]
+            model._last_episode_starts = np.ones(self.env.num_envs, bool)
+        model.num_timesteps = done * config.ppo.rollout
+        remaining = (config.ppo.num_updates - done) * config.ppo.rollout
+        model.learn(remaining, callback=_EveryUpdate(self), reset_num_timesteps=False)
+        self._end_update({}, config.ppo.rollout)
+
+    def _generators(self, rows: Rows) -> list[np.random.Generator]:
+        """One generator for each row, the same whenever this update begins."""
+        return [np.random.default_rng([self.config.seed, self.update, 0, row]) for row in range(rows.num_rows)]
+
+    def _begin_update(self, rows: Rows) -> None:
+        """Seed everything by (seed, update) and remember where the run stands."""
+        rows.generators = self._generators(rows)
+        set_random_seed(int(np.random.SeedSequence([self.config.seed, self.update]).generate_state(1)[0] >> 1))
+        self._take_snapshot(rows)
+        if time.monotonic() - self._saved_at > SAVE_EVERY_S:
+            self._write_checkpoint()
+        self._update_began = time.monotonic()
+
+    def _end_update(self, values: Mapping[str, float], decisions: int) -> None:
+        """Count the update, validate when it is time, and report."""
+        self.update += 1
+        if self.update % self.config.validate_every == 0 or self.update == self.config.num_updates:
+            self._validate()
+        self.dashboard.write(self.decisions, values)
+        best = min(self.rule_costs.values())
+        seconds = max(time.monotonic() - self._update_began, 1e-9)
+        teaching = self.update <= self.config.num_teacher_updates
+        self.on_progress(
+            Progress(
+                update=self.update,
+                num_updates=self.config.num_updates,
+                phase="teacher" if teaching else "ppo",
+                decisions=self.decisions,
+                decisions_per_s=decisions / seconds,
+                gap=self.last_cost / best - 1.0,
+                best_gap=self.best_cost / best - 1.0,
+            )
+        )
+
+    @property
+    def decisions(self) -> int:
+        """Labels and PPO's timesteps so far."""
+        taught = min(self.update, self.config.num_teacher_updates)
+        return taught * self.config.teacher.labels_per_update + (self.update - taught) * self.config.ppo.rollout
+
+    def _validate(self) -> None:
+        """Play the validation episodes; keep the policy if it is the best so far."""
+        results = evaluate(LearnedScheduler(self.policy.scorer), self.validation)
+        self.last_cost = float(results.cost.mean())
+        if self.last_cost < self.best_cost:
+            self.best_cost = self.last_cost
+            about = self.about | {"validation_cost": self.best_cost, "update": self.update}
+            save_policy(self.policy_path, self.policy, about)
+        self.dashboard.validated(self.decisions, self.last_cost, self.best_cost)
+
+    def _take_snapshot(self, rows: Rows) -> None:
+        """Copy all that the run needs to go on from here."""
+        tensors = {f"policy.{name}": tensor.clone() for name, tensor in self.policy.scorer.state_dict().items()}
+        for which, optimizer in self._optimizers.items():
+            for index, values in optimizer.state_dict()["state"].items():
+                tensors |= {f"{which}.{index}.{name}": value.clone() for name, value in values.items()}
+        for name, array in _row_arrays(self.env if rows is self.env.rows else None, rows).items():
+            tensors[f"rows.{name}"] = torch.from_numpy(_bytes(array).copy())
+        about = self.about | {
+            "format": CHECKPOINT_FORMAT,
+            "update": self.update,
+            "best_cost": self.best_cost,
+            "last_cost": self.last_cost,
+            "n_updates": int(self.model._n_updates),
+        }
+        self._snapshot = (tensors, about)
+
+    @property
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {"teacher": self.teacher.optimizer, "ppo": self.policy.optimizer}
+
+    def _write_checkpoint(self) -> None:
+        if self._snapshot is not None:
+            write_tensors(self.checkpoint_path, *self._snapshot)
+            self._saved_at = time.monotonic()
+
+    def resume(self) -> None:
+        """Take the run up where its checkpoint stands.
+
+        Raises:
+            ValueError: no checkpoint, a damaged one, or one of another configuration.
+        """
+        path = self.checkpoint_path
+        tensors, about = read_tensors(path)
+        if about.get("format") != CHECKPOINT_FORMAT:
+            raise ValueError(
+                f"{path}: a checkpoint must say format {CHECKPOINT_FORMAT!r}, got {about.get('format')!r}."
+            )
+        for key, value in self.about.items():
+            if about.get(key) != value:
+                raise ValueError(f"{path}: {key} must be {value!r} to go on, got {about.get(key)!r}.")
+        numbers = {name: about.get(name) for name in ("update", "best_cost", "last_cost", "n_updates")}
+        for name, number in numbers.items():
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise ValueError(f"{path}: {name} must be a number, got {number!r}.")
+        self.update, self.model._n_updates = int(about["update"]), int(about["n_updates"])
+        self.best_cost, self.last_cost = float(about["best_cost"]), float(about["last_cost"])
+        load_weights(path, self.policy.scorer, _under("policy.", tensors))
+        for which, optimizer in self._optimizers.items():
+            _restore_optimizer(path, which, optimizer, _under(f"{which}.", tensors))
+        teaching = self.update < self.config.num_teacher_updates
+        rows = self.teacher.rows if teaching else self.env.rows
+        arrays = _row_arrays(None if teaching else self.env, rows)
+        saved = _under("rows.", tensors)
+        fits = set(saved) == set(arrays) and all(
+            saved[name].numel() == array.nbytes and saved[name].dtype == torch.uint8 for name, array in arrays.items()
+        )
+        # A run saved between its phases has the teacher's rows; PPO then starts its own.
+        if fits:
+            for name, array in arrays.items():
+                _bytes(array)[:] = saved[name].numpy()
+        elif teaching or self.update > self.config.num_teacher_updates:
+            raise ValueError(f"{path}: the state of the environments must fit this configuration, and it does not.")
+        if not teaching and self.update > self.config.num_teacher_updates:
+            self.model._last_obs = self.env.rows.observe().copy()  # type: ignore[assignment]
+            self.model._last_episode_starts = self.env.lengths == 0
+
+
+class _EveryUpdate(BaseCallback):
+    """Stable-Baselines3's hooks: an update ends where the next rollout starts."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        super().__init__()
+        self.trainer = trainer
+        self.first = True
+
+    def _on_rollout_start(self) -> None:
+        if not self.first:
+            self.trainer._end_update({}, self.trainer.config.ppo.rollout)
+        self.first = False
+        self.trainer._begin_update(self.trainer.env.rows)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def _row_arrays(env: NumaVecEnv | None, rows: Rows) -> dict[str, npt.NDArray[Any]]:
+    """The arrays that say where rows stand."""
+    arrays: dict[str, npt.NDArray[Any]] = dict(rows.simulator.state._asdict())
+    return arrays if env is None else arrays | {"returns": env.returns, "lengths": env.lengths}
+
+
+def _bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """The memory of a contiguous array."""
+    return array.reshape(-1).view(np.uint8)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _restore_optimizer(path: Path, which: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put saved moments into an optimiser; none means that it has not stepped yet."""
+    parameters = optimizer.param_groups[0]["params"]
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        known = index.isdigit() and int(index) < len(parameters) and key in ("step", "exp_avg", "exp_avg_sq")
+        if not known or (key != "step" and tensor.shape != parameters[int(index)].shape):
+            raise ValueError(f"{path}: optimiser {which} has no place for {name!r} of shape {tuple(tensor.shape)}.")
+        state.setdefault(int(index), {})[key] = tensor
+    saved = optimizer.state_dict()
+    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
