@@ -79,8 +79,11 @@ class Compare:
 
 def _load_policy(path: Path) -> Scheduler:
     """The policy in a file; torch takes a second to import, so only who needs it waits."""
+    import torch
+
     from agents.ppo.storage import load_policy
 
+    torch.set_num_threads(1)  # the networks are small: more threads only wait for each other
     policy: Scheduler = load_policy(path)[0]
     return policy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,11 +27,12 @@ def plot_costs(comparison: Comparison, path: Path) -> None:
     for place, standing in enumerate(standings):
         cost = standing.cost
         color = LEARNED if not standing.is_rule else BEST if standing is best else OTHER
-        axes.plot([cost.low, cost.high], [place, place], color=color, linewidth=2.5, solid_capstyle="round")
+        low, high = (cost.low, cost.high) if isfinite(cost.high) else (cost.estimate, cost.estimate)
+        axes.plot([low, high], [place, place], color=color, linewidth=2.5, solid_capstyle="round")
         axes.plot(cost.estimate, place, "o", color=color, markersize=6)
         axes.annotate(
             f"{cost.estimate:.3g}",
-            (cost.high, place),
+            (high, place),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",

@@ -1,0 +1,270 @@
+"""What each rule does on observations small enough to decide by hand."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents.heuristics import RULES, Range, make_rule, priced_cost, rule_names
+from agents.tuning import default_parameters
+from envs.observation import ObservationKind, ObservationLayout, TaskFeature
+from envs.reward import RewardWeights
+
+N = 3
+LINE = 1.0 + np.abs(np.subtract.outer(np.arange(N), np.arange(N)))  # latency of nodes in a line
+
+
+def row(home: int | None = None, **groups: Any) -> np.ndarray:
+    """An observation of three idle nodes in a line, the object at `home` or new, with these groups besides."""
+    layout = ObservationLayout(N)
+    observation = np.zeros(layout.size, np.float32)
+    parts = layout.split(observation)
+    parts["latency"][:] = LINE
+    parts["bandwidth"][:] = 1.0 / LINE
+    for mask in ("nodes", "task_mask", "data_mask"):
+        parts[mask][:] = 1.0
+    if home is None:
+        parts["task"][TaskFeature.IS_NEW] = 1.0
+    else:
+        parts["data"][home] = 1.0
+    for name, values in groups.items():
+        parts[name][:] = values
+    return observation
+
+
+def decide(name: str, observation: np.ndarray, **parameters: Any) -> list[int]:
+    return make_rule(name, **parameters).predict(observation)[0].tolist()
+
+
+def test_random_is_uniform_over_open_pairs():
+    rng = np.random.default_rng(0)
+    rows = np.stack([row(queue=rng.random(N), data_mask=[1, 0, 1]) for _ in range(6000)])
+    actions, _ = make_rule("random").predict(rows)
+    counts = np.zeros((N, N))
+    np.add.at(counts, (actions[:, 0], actions[:, 1]), 1)
+    assert counts[:, 1].sum() == 0
+    np.testing.assert_allclose(counts[:, [0, 2]], 1000, atol=130)  # 4.5 standard deviations
+
+
+def test_random_with_another_seed_decides_otherwise():
+    rows = np.stack([row(memory=share) for share in np.linspace(0, 1, 200)])
+    first, second = (make_rule("random", seed=seed).predict(rows)[0] for seed in (0, 1))
+    assert 0.2 < (first != second).any(axis=1).mean() < 1.0
+
+
+def test_round_robin_counts_tasks_and_starts_anew_with_the_episode():
+    rule = make_rule("round-robin")
+    rows = np.stack([row(), row(home=2, task_mask=[1, 0, 1])])
+    state, seen = None, []
+    for start in ([True, True], [False, False], [False, False], [True, False]):
+        actions, state = rule.predict(rows, state=state, episode_start=np.array(start))
+        seen.append(actions.tolist())
+    assert [first for first, _ in seen] == [[0, 0], [1, 1], [2, 2], [0, 0]]
+    assert [second for _, second in seen] == [[0, 2], [2, 2], [0, 2], [2, 2]]
+
+
+@pytest.mark.parametrize(("tolerance", "task_node"), [(1.0, 2), (1.5, 2), (2.0, 1), (4.0, 1)])
+def test_first_touch_returns_where_it_ran_within_the_tolerance(tolerance: float, task_node: int):
+    observation = row(home=0, queue=[3.0, 2.0, 1.0], access=[0.1, 0.9, 0.0])
+    assert decide("first-touch", observation, tolerance=tolerance) == [task_node, 0]
+
+
+def test_first_touch_puts_new_data_with_the_task_on_the_least_loaded_node():
+    assert decide("first-touch", row(queue=[3.0, 2.0, 1.0])) == [2, 2]
+
+
+def test_interleave_counts_new_objects_only():
+    rule = make_rule("interleave")
+    state, seen = None, []
+    for observation in (row(), row(home=1), row(), row(), row(data_mask=[0, 1, 1]), row()):
+        actions, state = rule.predict(np.append(observation[None], observation[None], 0), state=state)
+        seen.append(actions[1, 1].item())
+    assert seen == [0, 1, 1, 2, 2, 1]  # turns 0, -, 1, 2, 3 (of two open nodes: the second), 4
+
+
+@pytest.mark.parametrize("name", ["interleave", "shortest-queue"])
+def test_tasks_go_where_the_least_work_is(name: str):
+    assert decide(name, row(home=0, queue=[3.0, 1.0, 1.0])) == [1, 0]
+
+
+def test_data_affinity_runs_where_the_data_is():
+    assert decide("data-affinity", row(home=1, queue=[0.0, 9.0, 0.0])) == [1, 1]
+
+
+def test_data_affinity_puts_new_data_on_the_emptiest_node():
+    assert decide("data-affinity", row(memory=[0.5, 0.4, 0.2])) == [2, 2]
+
+
+def test_data_affinity_runs_next_to_a_node_that_runs_nothing():
+    assert decide("data-affinity", row(home=2, task_mask=[1, 1, 0])) == [1, 2]
+
+
+def test_data_that_may_not_stay_goes_to_the_nearest_node():
+    assert decide("shortest-queue", row(home=2, data_mask=[1, 1, 0])) == [0, 1]
+
+
+def test_data_stays_even_where_another_node_is_no_farther():
+    assert decide("shortest-queue", row(home=2, latency=np.ones((N, N)))) == [0, 2]
+
+
+def test_greedy_takes_the_lowest_estimate_that_is_open():
+    estimate = [[5, 1, 5], [5, 5, 2], [3, 5, 5]]
+    assert decide("greedy", row(estimate=estimate)) == [0, 1]
+    assert decide("greedy", row(estimate=estimate, data_mask=[1, 0, 1])) == [1, 2]
+    assert decide("greedy", row(estimate=estimate, data_mask=[1, 0, 1], task_mask=[1, 0, 1])) == [2, 0]
+
+
+def test_ties_go_to_the_lowest_index():
+    for name in ("greedy", "priced-greedy", "migration-score", "shortest-queue", "data-affinity"):
+        assert decide(name, row()) == [0, 0]
+
+
+# M(n) = A_n - (1 - A_n) - gamma C_n = -0.6, 0.4, -0.8 before migration: node 1 scores 1.0 more than the home.
+SCORED = {"access": [0.2, 0.7, 0.1], "migration": [0.0, 0.5, 0.5], "estimate": [[3, 3, 9], [1, 2, 9], [2, 1, 9]]}
+
+
+@pytest.mark.parametrize(
+    ("gamma", "theta", "expected"),
+    [(0.0, 0.9, [2, 1]), (0.0, 1.1, [1, 0]), (1.0, 0.4, [2, 1]), (1.0, 0.6, [1, 0]), (3.0, 0.0, [1, 0])],
+)
+def test_migration_score_moves_data_beyond_the_threshold_and_runs_at_the_best_estimate(
+    gamma: float, theta: float, expected: list[int]
+):
+    assert decide("migration-score", row(home=0, **SCORED), migration_weight=gamma, threshold=theta) == expected
+
+
+def test_migration_score_places_new_data_by_the_estimate():
+    assert decide("migration-score", row(estimate=SCORED["estimate"])) == [1, 0]
+
+
+def test_priced_cost_by_hand():
+    observation = row(
+        home=0,
+        estimate=np.full((N, N), 10.0),
+        congestion=np.arange(9).reshape(N, N),
+        memory=[0.1, 0.2, 0.3],
+        communication=[[0, 0.5, 0], [0, 0.25, 0], [0, 0, 1.0]],
+        migration=[0.0, 4.0, 6.0],
+    )
+    groups = ObservationLayout(N).split(observation)
+    cost = priced_cost(groups, 2.0, 10.0, 0.25, 0.5)
+    # by data node: crowding 10 x (0, 0.2 + 0.75, 0.3 + 1.0), forgiven 0.75 x 0.5 x (0, 4, 6)
+    by_data = np.array([0.0, 9.5 - 1.5, 13.0 - 2.25])
+    np.testing.assert_allclose(cost, 10.0 + 2.0 * np.arange(9).reshape(N, N) + by_data, rtol=1e-6)
+
+
+def test_priced_cost_is_one_formula_for_numpy_and_torch():
+    rng = np.random.default_rng(0)
+    layout = ObservationLayout(8)
+    rows = rng.random((5, layout.size), dtype=np.float32)
+    tensors = {name: torch.from_numpy(part.copy()) for name, part in layout.split(rows).items()}
+    expected = priced_cost(layout.split(rows), 1.0, 1.5, 0.3, 2.0)
+    np.testing.assert_allclose(priced_cost(tensors, 1.0, 1.5, 0.3, 2.0).numpy(), expected, rtol=1e-5)
+
+
+def test_prices_of_zero_are_greedy_and_high_ones_keep_new_data_off_crowded_nodes():
+    observation = row(estimate=[[1, 9, 9], [9, 2, 9], [9, 9, 3]], memory=[0.9, 0.8, 0.1])
+    assert decide("priced-greedy", observation, crowding_price=0.0) == [0, 0]
+    assert decide("priced-greedy", observation, crowding_price=10.0) == [2, 2]
+
+
+def test_forgiven_migration_moves_data():
+    observation = row(home=0, estimate=np.tile([3.0, 4.0, 9.0], (N, 1)), migration=[0.0, 2.0, 2.0])
+    assert decide("priced-greedy", observation, crowding_price=0.0, migration_share=1.0)[1] == 0
+    assert decide("priced-greedy", observation, crowding_price=0.0, migration_share=0.4)[1] == 1
+
+
+def random_rows(rng: np.random.Generator, count: int, num_nodes: int) -> np.ndarray:
+    """Rows of random values with valid data and masks; about a third of all nodes are closed, at least one open."""
+    layout = ObservationLayout(num_nodes)
+    rows = rng.random((count, layout.size), dtype=np.float32)
+    parts = layout.split(rows)
+    home = rng.integers(-1, num_nodes, count)
+    parts["data"][:] = home[:, None] == np.arange(num_nodes)
+    parts["task"][:, TaskFeature.IS_NEW] = home < 0
+    for name in ("task_mask", "data_mask"):
+        mask = rng.random((count, num_nodes)) < 0.67
+        mask[np.arange(count), rng.integers(num_nodes, size=count)] = True
+        parts[name][:] = mask
+    parts["nodes"][:] = np.maximum(parts["task_mask"], parts["data_mask"])
+    return rows
+
+
+@pytest.mark.parametrize("name", rule_names())
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), num_nodes=st.integers(1, 9), turn=st.integers(0, 1000))
+def test_no_rule_chooses_a_closed_node(name: str, seed: int, num_nodes: int, turn: int):
+    rows = random_rows(np.random.default_rng(seed), 5, num_nodes)
+    actions, _ = make_rule(name).predict(rows, state=(np.full(5, turn),))
+    parts = ObservationLayout(num_nodes).split(rows)
+    assert parts["task_mask"][np.arange(5), actions[:, 0]].all()
+    assert parts["data_mask"][np.arange(5), actions[:, 1]].all()
+
+
+@pytest.mark.parametrize("name", rule_names())
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), num_nodes=st.integers(1, 9))
+def test_a_batch_decides_as_its_rows_do(name: str, seed: int, num_nodes: int):
+    rows = random_rows(np.random.default_rng(seed), 7, num_nodes)
+    rule = make_rule(name)
+    actions, _ = rule.predict(rows, state=(np.arange(7),))
+    assert actions.dtype == np.int64
+    for i, observation in enumerate(rows):
+        alone, _ = rule.predict(observation, state=(np.array([i]),))
+        assert alone.shape == (2,)
+        np.testing.assert_array_equal(alone, actions[i])
+
+
+@pytest.mark.parametrize("name", [name for name in rule_names() if RULES[name].tunable])
+def test_parameters_by_row_decide_as_one_setting_at_a_time(name: str):
+    rng = np.random.default_rng(1)
+    observation = random_rows(rng, 1, 6)[0]
+    columns = {parameter: scale.at(rng.random(40)) for parameter, scale in RULES[name].tunable.items()}
+    together, _ = make_rule(name, **columns).predict(np.tile(observation, (40, 1)))
+    for i in range(40):
+        alone = decide(name, observation, **{parameter: values[i] for parameter, values in columns.items()})
+        assert alone == together[i].tolist()
+
+
+@pytest.mark.parametrize("name", rule_names())
+def test_deciding_leaves_the_observation_alone(name: str):
+    rows = random_rows(np.random.default_rng(0), 4, 5)
+    before = rows.copy()
+    rows.setflags(write=False)
+    make_rule(name).predict(rows)
+    np.testing.assert_array_equal(rows, before)
+
+
+def test_ranges_are_walked_in_equal_steps_or_ratios():
+    np.testing.assert_allclose(Range(1.0, 3.0).at(np.array([0.0, 0.5, 1.0])), [1.0, 2.0, 3.0])
+    np.testing.assert_allclose(Range(0.1, 10.0, log=True).at(np.array([0.0, 0.5, 1.0])), [0.1, 1.0, 10.0])
+    assert Range(0.1, 10.0, log=True).share(1.0) == pytest.approx(0.5)
+    assert Range(0.1, 10.0, log=True).share(0.0) == 0.0
+
+
+@pytest.mark.parametrize("name", rule_names())
+def test_what_is_tunable_is_a_parameter(name: str):
+    assert set(RULES[name].tunable) <= set(default_parameters(name, RewardWeights()))
+
+
+def test_alpha_of_the_rule_is_the_rewards():
+    assert default_parameters("priced-greedy", RewardWeights(alpha=2.0))["alpha"] == 2.0
+
+
+def test_unknown_rules_and_parameters_are_named():
+    with pytest.raises(ValueError, match=r"rule must be one of random, .*priced-greedy, got 'heft'"):
+        make_rule("heft")
+    with pytest.raises(ValueError, match=r"first-touch: parameter must be one of tolerance, got 'theta'"):
+        make_rule("first-touch", theta=1.0)
+    with pytest.raises(ValueError, match=r"greedy: parameter must be one of \(none\), got 'x'"):
+        make_rule("greedy", x=1.0)
+    with pytest.raises(ValueError, match=r"first-touch: tolerance must be finite, got nan"):
+        make_rule("first-touch", tolerance=np.nan)
+
+
+def test_rules_want_the_full_observation():
+    with pytest.raises(ValueError, match=r"rules read the full observation, got the one of kind 'chapter'"):
+        make_rule("greedy").predict(np.zeros((1, ObservationLayout(4, ObservationKind.CHAPTER).size), np.float32))
