@@ -92,6 +92,9 @@ def machines(draw: st.DrawFn, min_nodes: int = 1, max_nodes: int = 5) -> Topolog
     cores = draw(st.lists(st.integers(0, 3), min_size=n, max_size=n).filter(any))
     small = np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n)))
     rng = np.random.default_rng(draw(seeds))
+    far = draw(
+        st.sampled_from([1.0, 1e6])
+    )  # latencies of nanoseconds hide behind transfers; of milliseconds they do not
     local = np.eye(n, dtype=bool)
     return Topology(
         name="random",
@@ -99,12 +102,12 @@ def machines(draw: st.DrawFn, min_nodes: int = 1, max_nodes: int = 5) -> Topolog
         flops_per_s=rng.uniform(1e9, 4e9, n),
         memory_bytes=np.where(small, rng.uniform(1e6, 1.5e8, n), 1e10),
         memory_bandwidth_bytes_per_s=rng.uniform(5e9, 4e10, n),
-        latency_s=np.where(local, rng.uniform(5e-9, 2e-8, (n, n)), rng.uniform(2e-8, 2e-7, (n, n))),
+        latency_s=far * np.where(local, rng.uniform(5e-9, 2e-8, (n, n)), rng.uniform(2e-8, 2e-7, (n, n))),
         bandwidth_bytes_per_s=np.where(local, rng.uniform(1e10, 3e10, (n, n)), rng.uniform(2e9, 2e10, (n, n))),
         links=np.array(links).reshape(-1, 2),
         link_bandwidth_bytes_per_s=rng.uniform(2e9, 2e10, len(links)),
         loaded_latency=LoadedLatency(a=rng.uniform(0.0, 1.0), c=rng.uniform(0.0, 0.9), saturated=rng.uniform(1.0, 4.0)),
-        outstanding_bytes=draw(st.sampled_from([64.0, 1024.0, 16384.0])),
+        outstanding_bytes=far * draw(st.sampled_from([64.0, 1024.0, 16384.0])),
         page_move_s=draw(st.sampled_from([0.0, 1e-6])),
     )
 

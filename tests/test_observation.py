@@ -187,6 +187,13 @@ def test_an_estimate_weighs_communication_by_alpha():
     np.testing.assert_allclose(groups(observer)["estimate"], np.array(expected) / 2)
 
 
+def test_an_estimate_counts_the_reading_of_inputs():
+    observer = watched(toy_machine(), toy_workload([Task(obj=1), Task(obj=0, num_bytes=200, reads=((1, 100.0),))]))
+    decide(observer, (1, 1))
+    reading = np.array([100 / 50 + 2, 100 / 100 + 1])  # by task node; the input is on node 1
+    np.testing.assert_allclose(groups(observer)["estimate"], [[2.0, 4.0], [4.0, 2.0]] + reading[:, None])
+
+
 @pytest.mark.xfail(reason="forecast estimates a node without cores as if it had some", strict=True)
 def test_the_estimate_of_a_node_without_cores_is_that_of_the_node_it_runs_on():
     observer = watched(toy_machine(2, cores=[1, 0]), toy_workload([Task(num_bytes=200)]))

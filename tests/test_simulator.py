@@ -134,6 +134,11 @@ def test_an_input_that_lives_nowhere_costs_nothing():
     assert (outcome["comm_s"], outcome["local_bytes"], outcome["remote_bytes"]) == (0.0, 0.0, 0.0)
 
 
+def test_an_input_of_which_nothing_is_read_costs_no_latency():
+    workload = toy_workload([Task(obj=1), Task(obj=0, reads=((1, 0.0),))])
+    assert decide(started(toy_machine(), workload), (1, 1), (0, 0))["comm_s"] == 0.0
+
+
 def test_an_object_that_lives_elsewhere_migrates():
     workload = toy_workload([Task(size=100), Task(size=150, arrival_s=1000)])
     simulator = started(toy_machine(), workload)
