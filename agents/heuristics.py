@@ -27,7 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from agents.scheduler import Actions, Memory
-from envs.observation import ObservationKind, ObservationLayout, TaskFeature
+from envs.observation import ObservationKind, ObservationLayout
+from envs.observation_kernel import TaskFeature
 
 Array = npt.NDArray[Any]
 Groups = Mapping[str, Array]

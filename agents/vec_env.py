@@ -5,7 +5,7 @@ Dimension key: B environments, N nodes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from gymnasium.utils import seeding
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from envs.observation import Float32
+from envs.observation_kernel import Float32
 from envs.world import Rows, World
 
 
@@ -158,7 +158,7 @@ class NumaVecEnv(VecEnv):
     def traffic_bytes(self) -> npt.NDArray[np.float64]:
         """Recent bytes by initiator and target, averaged over rows, shape (N, N)."""
         n = self.rows.simulator.num_nodes
-        return self.rows.simulator.state.traffic_bytes.mean(axis=0, dtype=np.float64).reshape(n, n)
+        return np.asarray(self.rows.simulator.state.traffic_bytes.mean(axis=0, dtype=np.float64)).reshape(n, n)
 
     def close(self) -> None:
         """Nothing to close."""
@@ -194,5 +194,5 @@ class NumaVecEnv(VecEnv):
         """No row draws a picture."""
         return [None] * self.num_envs
 
-    def _rows_of(self, indices: VecEnvIndices) -> Iterable[int]:
+    def _rows_of(self, indices: VecEnvIndices) -> list[int]:
         return list(self._get_indices(indices))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from envs.observation import Float32, ObservationKind, ObservationLayout
+from envs.observation import ObservationKind, ObservationLayout
+from envs.observation_kernel import Float32
 from envs.rendering import render_text
 from envs.world import Rows, World
 from numa_rl.simulator.state import Outcome
@@ -53,7 +54,8 @@ class NumaSchedulingEnv(gym.Env[Float32, Action]):
         ValueError: at `step`, an action that names no node.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1}
+    # The base class declares it as an instance variable.
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012
 
     def __init__(
         self,
@@ -100,8 +102,8 @@ class NumaSchedulingEnv(gym.Env[Float32, Action]):
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
         """Open task nodes, then open data nodes, shape (2 N,)."""
-        return self._rows.action_masks()[0]
+        return np.asarray(self._rows.action_masks()[0])
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The machine as text, in render mode "ansi"."""
         return render_text(self._rows.simulator) if self.render_mode == "ansi" else None

@@ -5,7 +5,7 @@ Dimension key: B sub-environments.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +13,8 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from envs.observation import Float32, ObservationKind, ObservationLayout
+from envs.observation import ObservationKind, ObservationLayout
+from envs.observation_kernel import Float32
 from envs.scheduling_env import outcome_info
 from envs.world import Rows, World
 
@@ -37,7 +38,8 @@ class NumaSchedulingVectorEnv(gym.vector.VectorEnv[Float32, Array, Array]):
         ValueError: at `step`, an action that names no node.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}
+    # The base class declares it as an instance variable.
+    metadata: dict[str, Any] = {"render_modes": [], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
 
     def __init__(
         self,

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from envs.observation import OBSERVATION_LIMIT, Float32, ObservationKind, Observer
+from envs.observation import ObservationKind, Observer
+from envs.observation_kernel import OBSERVATION_LIMIT, Float32
 from envs.reward import RewardWeights
 from numa_rl.machines.catalog import load_machine
 from numa_rl.simulator.simulator import Simulator
@@ -75,9 +76,10 @@ class Rows:
         self.generators = [np.random.default_rng() for _ in range(num_rows)]
 
     @property
-    def observation_space(self) -> spaces.Box:
+    def observation_space(self) -> spaces.Space[Float32]:
         """Space of one row's observation."""
-        return spaces.Box(0.0, float(OBSERVATION_LIMIT), (self.observer.layout.size,), np.float32)
+        box: spaces.Space[Any] = spaces.Box(0.0, float(OBSERVATION_LIMIT), (self.observer.layout.size,), np.float32)
+        return box
 
     @property
     def action_space(self) -> spaces.MultiDiscrete:

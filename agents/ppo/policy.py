@@ -28,7 +28,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
 from agents.heuristics import priced_cost
-from envs.observation import ObservationKind, ObservationLayout, TaskFeature
+from envs.observation import ObservationKind, ObservationLayout
+from envs.observation_kernel import TaskFeature
 
 CLOSED = -1e9  # logit of a pair that is not open
 SMALLEST_COST = 1e-4  # keeps the logarithm of a cost finite, in reference times
@@ -252,7 +253,8 @@ class PlacementPolicy(ActorCriticPolicy):
 
     def predict_values(self, obs: PyTorchObs) -> Tensor:
         """Values, shape (B, 1)."""
-        return self.scorer(obs)[1].unsqueeze(1)
+        values: Tensor = self.scorer(obs)[1]
+        return values.unsqueeze(1)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
         """Actions, shape (B, 2)."""

@@ -8,7 +8,8 @@ Dimension key: B rows, K candidates, N nodes.
 
 from __future__ import annotations
 
-import numba
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -71,6 +72,8 @@ class Rollouts:
         Returns:
             Summed costs -R, shape (B, K).
         """
+        trial: npt.NDArray[Any]
+        now: npt.NDArray[Any]
         for trial, now in zip(self.trials.state, simulator.state, strict=True):
             trial.reshape(*candidates.shape, *now.shape[1:])[...] = now[:, None]
         total = np.zeros(candidates.size)
@@ -92,7 +95,7 @@ class Rollouts:
 
 
 @compiled
-def priced_pair(machines, tasks, state, b, prices, alpha, reference_s, window_s, scratch):  # type: ignore[no-untyped-def]
+def priced_pair(machines, tasks, state, b, prices, alpha, reference_s, window_s, scratch):
     """The pair that the priced greedy rule chooses for the next task of row b."""
     routes, resources, matrices, migration = scratch
     estimate, congestion = matrices[0], matrices[1]
@@ -124,9 +127,7 @@ def priced_pair(machines, tasks, state, b, prices, alpha, reference_s, window_s,
 
 
 @compiled
-def follow_rule(  # type: ignore[no-untyped-def]
-    machines, tasks, state, outcome, pairs, depth, prices, weights, window_s, scratch, work, total
-):
+def follow_rule(machines, tasks, state, outcome, pairs, depth, prices, weights, window_s, scratch, work, total):
     """Play each row from its candidate on, and sum what its decisions cost."""
     width = machines.cores.shape[1]
     alpha, beta, reference_s, penalty = weights

@@ -24,7 +24,7 @@ from torch import nn
 from agents.heuristics import PricedGreedy
 from agents.ppo.policy import CLOSED, PlacementPolicy
 from agents.ppo.rollouts import Rollouts
-from envs.observation import Float32
+from envs.observation_kernel import Float32
 from envs.world import Rows, World
 
 F64 = npt.NDArray[np.float64]
@@ -169,7 +169,7 @@ def learn(
     losses = []
     for _ in range(config.epochs):
         order = torch.from_numpy(rng.permutation(len(cost)))
-        for batch in order.split(config.batch_size):
+        for batch in torch.split(order, config.batch_size):
             logits, _ = policy.scorer(observation[batch])
             unit = policy.scorer.unit_cost(observation[batch]).unsqueeze(1)
             got = logits.gather(1, candidates[batch]) / policy.scorer.log_scale.exp()
@@ -178,7 +178,7 @@ def learn(
             want = want - want.mean(1, keepdim=True)
             loss = (nn.functional.huber_loss(got, want, delta=1.0, reduction="none") * unit.clamp(max=5.0)).mean()
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
             optimizer.step()
             losses.append(loss.item())

@@ -279,7 +279,7 @@ class Trainer:
         done = self.update - config.num_teacher_updates
         if done == 0:
             self.env.rows.generators = self._generators(self.env.rows)
-            model._last_obs = self.env.reset()  # type: ignore[assignment]
+            model._last_obs = self.env.reset()
             model._last_episode_starts = np.ones(self.env.num_envs, bool)
         model.num_timesteps = done * config.ppo.rollout
         remaining = (config.ppo.num_updates - done) * config.ppo.rollout
@@ -400,7 +400,7 @@ class Trainer:
         elif teaching or self.update > self.config.num_teacher_updates:
             raise ValueError(f"{path}: the state of the environments must fit this configuration, and it does not.")
         if not teaching and self.update > self.config.num_teacher_updates:
-            self.model._last_obs = self.env.rows.observe().copy()  # type: ignore[assignment]
+            self.model._last_obs = self.env.rows.observe().copy()
             self.model._last_episode_starts = self.env.lengths == 0
 
 

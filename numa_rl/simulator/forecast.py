@@ -35,7 +35,7 @@ def allocate_scratch(machines: Machines) -> tuple[F32, F32]:
 
 
 @compiled
-def weigh_routes(machines, state, b, window_s, routes, resources):  # type: ignore[no-untyped-def]
+def weigh_routes(machines, state, b, window_s, routes, resources):
     """Fill `resources` (seconds per byte, load, price) and, for every pair, `routes`.
 
     `routes` holds the slowest link in and out, the largest load, and the sum of prices in and out. The price of
@@ -69,7 +69,7 @@ def weigh_routes(machines, state, b, window_s, routes, resources):  # type: igno
 
 
 @compiled
-def forecast(  # type: ignore[no-untyped-def]
+def forecast(
     machines, tasks, state, b, alpha, reference_s, window_s, routes, resources, estimate, congestion, migration
 ):
     """Write what the next task of row b would cost under every placement, in units of `reference_s`.
@@ -174,7 +174,7 @@ def forecast(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def redirect(machines, state, b, obj, size, estimate, congestion):  # type: ignore[no-untyped-def]
+def redirect(machines, state, b, obj, size, estimate, congestion):
     """Where a data node is full, what is charged is the node that the object falls back to.
 
     A fallback never chains: the node fallen back to has room, so its own column stands.

@@ -34,33 +34,32 @@ def compiled(function: Function) -> Function:
 
     Nothing here makes an array, so none needs counting; counting every row view made a step four times slower.
     """
-    jitted: Function = numba.njit(
-        cache=True, nogil=True, fastmath=FASTMATH, error_model="numpy", forceinline=True, _nrt=False
-    )(function)
+    options: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "forceinline": True, "_nrt": False}
+    jitted: Function = numba.njit(cache=True, nogil=True, **options)(function)
     return jitted
 
 
 @compiled
-def shared_s_per_byte(idle_s_per_byte, load):  # type: ignore[no-untyped-def]
+def shared_s_per_byte(idle_s_per_byte, load):
     """Seconds per byte of a resource that offered load u keeps busy: its equal share is capacity / (1 + u)."""
     return idle_s_per_byte * (ONE + load)
 
 
 @compiled
-def latency_factor(load, a, c, saturated):  # type: ignore[no-untyped-def]
+def latency_factor(load, a, c, saturated):
     """Loaded over idle latency, r(u) = 1 + a u / (1 - c u), at most `saturated`."""
     room = max(ONE - c * load, NO_ROOM)
     return min(ONE + a * load / room, saturated)
 
 
 @compiled
-def resource_load(resource_bytes, idle_s_per_byte, window_s):  # type: ignore[no-untyped-def]
+def resource_load(resource_bytes, idle_s_per_byte, window_s):
     """Offered load of a controller or link: recent bytes over what it can move in a window."""
     return resource_bytes * idle_s_per_byte / window_s
 
 
 @compiled
-def route_load(machines, state, b, node, target, window_s):  # type: ignore[no-untyped-def]
+def route_load(machines, state, b, node, target, window_s):
     """What a stream between initiator `node` and memory of `target` meets on its way.
 
     Returns:
@@ -90,7 +89,7 @@ def route_load(machines, state, b, node, target, window_s):  # type: ignore[no-u
 
 
 @compiled
-def stream_s_per_byte(  # type: ignore[no-untyped-def]
+def stream_s_per_byte(
     pair_s_per_byte, controller_s_per_byte, inward, outward, write_fraction, loaded_latency_s, outstanding_bytes
 ):
     """Seconds per byte of one core's stream: the slowest of everything it passes.
@@ -104,7 +103,7 @@ def stream_s_per_byte(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def transfer_cost(machines, state, b, node, target, write_fraction, window_s):  # type: ignore[no-untyped-def]
+def transfer_cost(machines, state, b, node, target, write_fraction, window_s):
     """Seconds per byte of a stream between a core of `node` and memory of `target`, and its loaded latency."""
     m = state.machine[b]
     pair = node * machines.cores.shape[1] + target
@@ -126,7 +125,7 @@ def transfer_cost(machines, state, b, node, target, write_fraction, window_s):  
 
 
 @compiled
-def migration_time(num_bytes, s_per_byte, latency_s, page_bytes, page_move_s):  # type: ignore[no-untyped-def]
+def migration_time(num_bytes, s_per_byte, latency_s, page_bytes, page_move_s):
     """Seconds to move `num_bytes` from one node's memory to another's: transfer [1], and work per page.
 
     `s_per_byte` is the slower of reading there and writing here.
@@ -136,19 +135,17 @@ def migration_time(num_bytes, s_per_byte, latency_s, page_bytes, page_move_s):  
 
 
 @compiled
-def migrate(machines, state, b, source, target, num_bytes, window_s):  # type: ignore[no-untyped-def]
+def migrate(machines, state, b, source, target, num_bytes, window_s):
     """`migration_time` between two nodes as loaded as they are now."""
     m = state.machine[b]
     s_per_byte, latency = transfer_cost(machines, state, b, target, source, ZERO, window_s)
     idle = machines.resource_s_per_byte[m, target]
     writing = shared_s_per_byte(idle, resource_load(state.resource_bytes[b, target], idle, window_s))
-    return migration_time(
-        num_bytes, max(s_per_byte, writing), latency, machines.page_bytes[m], machines.page_move_s[m]
-    )
+    return migration_time(num_bytes, max(s_per_byte, writing), latency, machines.page_bytes[m], machines.page_move_s[m])
 
 
 @compiled
-def has_room(machines, state, b, node, obj, num_bytes):  # type: ignore[no-untyped-def]
+def has_room(machines, state, b, node, obj, num_bytes):
     """Whether `node` can hold `obj` at `num_bytes`; what the object already occupies there counts as free."""
     used = state.memory_used_bytes[b, node] + num_bytes
     if state.objects[b, obj].node == node:
@@ -157,7 +154,7 @@ def has_room(machines, state, b, node, obj, num_bytes):  # type: ignore[no-untyp
 
 
 @compiled
-def find_room(machines, state, b, node, obj, num_bytes):  # type: ignore[no-untyped-def]
+def find_room(machines, state, b, node, obj, num_bytes):
     """The nearest node to `node` that has room, itself first, as Linux falls back; -1 when none has."""
     m = state.machine[b]
     row = node * machines.cores.shape[1]
@@ -169,7 +166,7 @@ def find_room(machines, state, b, node, obj, num_bytes):  # type: ignore[no-unty
 
 
 @compiled
-def ready_time(tasks, state, b):  # type: ignore[no-untyped-def]
+def ready_time(tasks, state, b):
     """When the next task's object and inputs have been written, at least now."""
     e, t = state.episode[b], state.task[b]
     ready = max(state.now_s[b], state.objects[b, tasks.object[e, t]].ready_s)
@@ -181,7 +178,7 @@ def ready_time(tasks, state, b):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def input_transfer(machines, tasks, state, b, node, window_s):  # type: ignore[no-untyped-def]
+def input_transfer(machines, tasks, state, b, node, window_s):
     """Seconds for a core of `node` to read every live input of the next task, one after another [1]."""
     e, t = state.episode[b], state.task[b]
     seconds = 0.0
@@ -195,7 +192,7 @@ def input_transfer(machines, tasks, state, b, node, window_s):  # type: ignore[n
 
 
 @compiled
-def outstanding_work(machines, state, b, work):  # type: ignore[no-untyped-def]
+def outstanding_work(machines, state, b, work):
     """Write each node's outstanding seconds of work per core, shape (N,): how long until it drains."""
     m = state.machine[b]
     width = machines.cores.shape[1]
@@ -211,7 +208,7 @@ def outstanding_work(machines, state, b, work):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def load_imbalance(machines, state, b, work):  # type: ignore[no-untyped-def]
+def load_imbalance(machines, state, b, work):
     """Imbalance = sigma / mu of outstanding work over the nodes that have cores, 0 when all idle [2]."""
     m = state.machine[b]
     count = 0
@@ -231,7 +228,7 @@ def load_imbalance(machines, state, b, work):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def add_traffic(machines, state, b, node, target, reads, writes):  # type: ignore[no-untyped-def]
+def add_traffic(machines, state, b, node, target, reads, writes):
     """Count bytes read and written between `node` and memory of `target`, on its controller and on every link."""
     m = state.machine[b]
     width = machines.cores.shape[1]
@@ -247,7 +244,7 @@ def add_traffic(machines, state, b, node, target, reads, writes):  # type: ignor
 
 
 @compiled
-def add_access(state, b, node, obj, num_bytes, width, window_s):  # type: ignore[no-untyped-def]
+def add_access(state, b, node, obj, num_bytes, width, window_s):
     """Bring the object's access counts up to now and count bytes that `node` moves."""
     row = state.access_bytes[b, obj * width : (obj + 1) * width]
     decay = math.exp(-np.float32(state.now_s[b] - state.objects[b, obj].accessed_s) / window_s)
@@ -258,7 +255,7 @@ def add_access(state, b, node, obj, num_bytes, width, window_s):  # type: ignore
 
 
 @compiled
-def decide(machines, tasks, state, outcome, b, node, data_node, window_s, work):  # type: ignore[no-untyped-def]
+def decide(machines, tasks, state, outcome, b, node, data_node, window_s, work):
     """Run the next task of row b on `node` with its object on `data_node`; write what it cost [2]."""
     m, e, t = state.machine[b], state.episode[b], state.task[b]
     width = machines.cores.shape[1]
@@ -333,7 +330,7 @@ def decide(machines, tasks, state, outcome, b, node, data_node, window_s, work):
 
 
 @compiled
-def occupy_core(machines, state, b, node, until_s):  # type: ignore[no-untyped-def]
+def occupy_core(machines, state, b, node, until_s):
     """Give the node's first free core work until `until_s`: first come, first served."""
     width = machines.cores.shape[1]
     free = state.core_free_s[b]
@@ -350,7 +347,7 @@ def occupy_core(machines, state, b, node, until_s):  # type: ignore[no-untyped-d
 
 
 @compiled
-def advance(tasks, state, b, window_s):  # type: ignore[no-untyped-def]
+def advance(tasks, state, b, window_s):
     """Free what the task just decided was the last to use, then move time to the next task's arrival."""
     e, t = state.episode[b], state.task[b]
     obj = tasks.first_freed[e, t]
@@ -375,7 +372,7 @@ def advance(tasks, state, b, window_s):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def reset_row(tasks, state, b, episode, machine, horizon):  # type: ignore[no-untyped-def]
+def reset_row(tasks, state, b, episode, machine, horizon):
     """Put row b at the first task of an episode, on an idle, empty machine."""
     state.machine[b] = machine
     state.episode[b] = episode
@@ -397,7 +394,7 @@ def reset_row(tasks, state, b, episode, machine, horizon):  # type: ignore[no-un
 
 
 @compiled
-def step_range(machines, tasks, state, outcome, actions, window_s, work, first, last):  # type: ignore[no-untyped-def]
+def step_range(machines, tasks, state, outcome, actions, window_s, work, first, last):
     """Decide and advance rows `first` to `last`; a row whose episode is over is left alone."""
     for b in range(first, last):
         if state.task[b] < state.horizon[b]:
@@ -406,8 +403,8 @@ def step_range(machines, tasks, state, outcome, actions, window_s, work, first, 
         outcome.finished[b] = state.task[b] >= state.horizon[b]
 
 
-@numba.njit(cache=True, parallel=True)  # type: ignore[untyped-decorator]
-def step_parallel(machines, tasks, state, outcome, actions, window_s, work, num_chunks):  # type: ignore[no-untyped-def]
+@numba.njit(cache=True, parallel=True)
+def step_parallel(machines, tasks, state, outcome, actions, window_s, work, num_chunks):
     """`step_range` over all rows, in `num_chunks` pieces at once."""
     rows = len(state.task)
     for chunk in numba.prange(num_chunks):

@@ -55,7 +55,7 @@ class Simulator:
             raise ValueError(f"num_rows must be at least 1, got {num_rows}.")
         if not (np.isfinite(window_s) and window_s > 0):
             raise ValueError(f"window_s must be finite and > 0, got {window_s}.")
-        most = numba.config.NUMBA_NUM_THREADS
+        most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
         if not 1 <= num_threads <= most:
             raise ValueError(f"num_threads must be in 1..{most}, got {num_threads}.")
         self.topologies = (topologies,) if isinstance(topologies, Topology) else tuple(topologies)

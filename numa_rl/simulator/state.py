@@ -11,7 +11,7 @@ several times faster than over three-dimensional arrays.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -57,7 +57,7 @@ class Machines(NamedTuple):
     @property
     def max_nodes(self) -> int:
         """Number of nodes N of the largest machine."""
-        return self.cores.shape[1]
+        return int(self.cores.shape[1])
 
     @property
     def max_cores(self) -> int:
@@ -67,7 +67,7 @@ class Machines(NamedTuple):
     @property
     def max_resources(self) -> int:
         """Number of resources R: N memory controllers and the links of the machine with most links."""
-        return self.resource_s_per_byte.shape[1]
+        return int(self.resource_s_per_byte.shape[1])
 
 
 def compile_machines(topologies: Sequence[Topology], max_nodes: int | None = None) -> Machines:
@@ -261,4 +261,7 @@ def allocate_outcome(num_rows: int) -> Outcome:
     kinds = dict.fromkeys(("task_node", "data_node"), np.int32) | dict.fromkeys(
         ("migrated", "fell_back", "out_of_memory", "finished"), np.bool_
     )
-    return Outcome(*(np.zeros(num_rows, kinds.get(name, np.float64)) for name in Outcome._fields))
+    arrays: dict[str, npt.NDArray[Any]] = {
+        name: np.zeros(num_rows, kinds.get(name, np.float64)) for name in Outcome._fields
+    }
+    return Outcome(**arrays)

@@ -1,0 +1,270 @@
+"""The kernel that writes observations: row by row, straight from the simulator's state.
+
+Dimension key: B rows, N nodes; see `envs.observation` for what each group means.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from numa_rl.simulator.forecast import forecast
+from numa_rl.simulator.kernel import ZERO, compiled, find_room, has_room, outstanding_work, ready_time, resource_load
+
+Float32 = npt.NDArray[np.float32]
+
+OBSERVATION_LIMIT = np.float32(1e6)
+
+
+class TaskFeature:
+    """Columns of the group "task", each in units of the reference time unless said otherwise."""
+
+    COMPUTE = 0  # flops on an average core
+    MEMORY = 1  # own bytes from an average local memory
+    WRITE_FRACTION = 2  # in [0, 1]
+    SIZE = 3  # the object's size over an average node's memory
+    GROWTH = 4  # how much of that is new
+    IS_NEW = 5  # 1 when the object does not live anywhere yet
+    INPUT = 6  # input bytes from an average local memory
+    READY = 7  # until the object and the inputs have been written
+    GAP = 8  # since the last task arrived: short in a burst
+    COUNT = 9  # with it no full observation has the size of a chapter's one, up to 128 nodes
+
+
+class Offsets(NamedTuple):
+    """Where each group starts in a row; -1 when it is not there."""
+
+    memory: int
+    communication: int
+    queue: int
+    task: int
+    data: int
+    inputs: int
+    access: int
+    migration: int
+    nodes: int
+    latency: int
+    bandwidth: int
+    estimate: int
+    congestion: int
+    task_mask: int
+    data_mask: int
+
+
+class Scale(NamedTuple):
+    """Averages by which each machine's features are divided, shape (M,) each."""
+
+    s_per_flop: Float32  # of one core, over nodes with cores
+    s_per_byte: Float32  # local, idle
+    memory_bytes: Float32  # of a node
+    latency_s: Float32  # the smallest
+    s_per_byte_least: Float32  # of the fastest pair
+
+
+# numba reads module constants, not class attributes.
+COMPUTE, MEMORY, WRITE_FRACTION, SIZE = (
+    TaskFeature.COMPUTE,
+    TaskFeature.MEMORY,
+    TaskFeature.WRITE_FRACTION,
+    TaskFeature.SIZE,
+)
+GROWTH, IS_NEW, INPUT = TaskFeature.GROWTH, TaskFeature.IS_NEW, TaskFeature.INPUT
+READY, GAP = TaskFeature.READY, TaskFeature.GAP
+TASK_COUNT = TaskFeature.COUNT
+
+
+@compiled
+def write_masks(machines, tasks, state, b, row, task_mask, data_mask):
+    """Write which nodes can run the next task and which have room for its object."""
+    m, e, t = state.machine[b], state.episode[b], state.task[b]
+    nodes = machines.num_nodes[m]
+    over = t >= tasks.arrival_s.shape[1]
+    obj = ZERO if over else tasks.object[e, t]
+    size = 0.0 if over else tasks.object_bytes[e, t]
+    some = over or find_room(machines, state, b, 0, np.int32(obj), size) >= 0
+    for n in range(machines.cores.shape[1]):
+        exists = n < nodes
+        fits = exists and (over or not some or has_room(machines, state, b, n, np.int32(obj), size))
+        row[task_mask + n] = np.float32(exists and machines.cores[m, n] > 0)
+        row[data_mask + n] = np.float32(fits)
+
+
+@compiled
+def mask_range(machines, tasks, state, masks, task_mask, data_mask):
+    """`write_masks` of every row."""
+    for b in range(len(state.task)):
+        write_masks(machines, tasks, state, b, masks[b], task_mask, data_mask)
+
+
+@compiled
+def write_chapter(machines, state, b, offsets, reference_s, window_s, work, row):
+    """Write memory, communication and queue [1]."""
+    m = state.machine[b]
+    width = machines.cores.shape[1]
+    idle = machines.resource_s_per_byte[m]
+    traffic = state.traffic_bytes[b]
+    outstanding_work(machines, state, b, work)
+    memory = row[offsets.memory : offsets.memory + width]
+    queue = row[offsets.queue : offsets.queue + width]
+    for n in range(width):
+        memory[n] = np.float32(state.memory_used_bytes[b, n] / max(machines.memory_bytes[m, n], 1.0))
+        queue[n] = np.float32(work[n]) / reference_s
+    for n in range(width):
+        communication = row[offsets.communication + n * width : offsets.communication + (n + 1) * width]
+        recent = traffic[n * width : (n + 1) * width]
+        for d in range(width):
+            communication[d] = resource_load(recent[d], idle[d], window_s)
+
+
+@compiled
+def write_task(machines, tasks, state, b, offsets, scale, reference_s, window_s, row):
+    """Write the task's features, and by node: its object, its inputs, and who has been using the object."""
+    m, e, t = state.machine[b], state.episode[b], state.task[b]
+    width = machines.cores.shape[1]
+    obj = tasks.object[e, t]
+    size = tasks.object_bytes[e, t]
+    home = state.objects[b, obj].node
+    data = row[offsets.data : offsets.data + width]
+    inputs = row[offsets.inputs : offsets.inputs + width]
+    access = row[offsets.access : offsets.access + width]
+    recent = state.access_bytes[b, obj * width : (obj + 1) * width]
+    local = scale.s_per_byte[m]
+    decay = math.exp(-np.float32(state.now_s[b] - state.objects[b, obj].accessed_s) / window_s)
+    for n in range(width):
+        data[n] = ZERO
+        inputs[n] = ZERO
+        access[n] = resource_load(recent[n] * decay, local, window_s)
+    if home >= 0:
+        data[home] = np.float32(1.0)
+    total = ZERO
+    for p in range(tasks.inputs.shape[2]):
+        source = tasks.inputs[e, t, p]
+        if source >= 0 and state.objects[b, source].node >= 0:
+            seconds = tasks.input_bytes[e, t, p] * local / reference_s
+            inputs[state.objects[b, source].node] += seconds
+            total += seconds
+    task = row[offsets.task : offsets.task + TASK_COUNT]
+    task[COMPUTE] = tasks.flops[e, t] * scale.s_per_flop[m] / reference_s
+    task[MEMORY] = tasks.bytes[e, t] * local / reference_s
+    task[WRITE_FRACTION] = tasks.write_fraction[e, t]
+    task[SIZE] = np.float32(size) / scale.memory_bytes[m]
+    task[GROWTH] = np.float32(max(size - state.objects[b, obj].bytes, 0.0)) / scale.memory_bytes[m]
+    task[IS_NEW] = np.float32(home < 0)
+    task[INPUT] = total
+    task[READY] = np.float32(ready_time(tasks, state, b) - state.now_s[b]) / reference_s
+    task[GAP] = np.float32(state.now_s[b] - tasks.arrival_s[e, max(t - 1, 0)]) / reference_s
+
+
+@compiled
+def write_topology(machines, state, b, offsets, scale, row):
+    """Write which nodes exist, and the machine's relative latencies and bandwidths."""
+    m = state.machine[b]
+    width = machines.cores.shape[1]
+    for n in range(width):
+        row[offsets.nodes + n] = np.float32(n < machines.num_nodes[m])
+    latency = row[offsets.latency : offsets.latency + width * width]
+    bandwidth = row[offsets.bandwidth : offsets.bandwidth + width * width]
+    for i in range(width * width):
+        latency[i] = machines.latency_s[m, i] / scale.latency_s[m]
+        slow = machines.pair_s_per_byte[m, i]
+        bandwidth[i] = scale.s_per_byte_least[m] / slow if slow > ZERO else ZERO
+
+
+@compiled
+def clear(values):
+    """Set all to zero."""
+    for i in range(len(values)):
+        values[i] = ZERO
+
+
+@compiled
+def observe_range(
+    machines,
+    tasks,
+    state,
+    offsets,
+    scale,
+    alpha,
+    reference_s,
+    window_s,
+    routes,
+    resources,
+    work,
+    buffer,
+    first,
+    last,
+):
+    """Write the observation of rows `first` to `last`."""
+    width = machines.cores.shape[1]
+    for b in range(first, last):
+        row = buffer[b]
+        write_chapter(machines, state, b, offsets, reference_s, window_s, work, row)
+        if offsets.task >= 0:
+            write_topology(machines, state, b, offsets, scale, row)
+            write_masks(machines, tasks, state, b, row, offsets.task_mask, offsets.data_mask)
+            estimate = row[offsets.estimate : offsets.estimate + width * width]
+            congestion = row[offsets.congestion : offsets.congestion + width * width]
+            migration = row[offsets.migration : offsets.migration + width]
+            if state.task[b] < tasks.arrival_s.shape[1]:
+                write_task(machines, tasks, state, b, offsets, scale, reference_s, window_s, row)
+                forecast(
+                    machines,
+                    tasks,
+                    state,
+                    b,
+                    alpha,
+                    reference_s,
+                    window_s,
+                    routes,
+                    resources,
+                    estimate,
+                    congestion,
+                    migration,
+                )
+            else:  # the episode is over: there is no task to place
+                clear(row[offsets.task : offsets.nodes])
+                clear(estimate)
+                clear(congestion)
+        for i in range(len(row)):
+            row[i] = min(row[i], OBSERVATION_LIMIT)
+
+
+@numba.njit(cache=True, parallel=True)
+def observe_parallel(
+    machines,
+    tasks,
+    state,
+    offsets,
+    scale,
+    alpha,
+    reference_s,
+    window_s,
+    routes,
+    resources,
+    work,
+    buffer,
+    num_chunks,
+):
+    """`observe_range` over all rows, in `num_chunks` pieces at once."""
+    rows = len(state.task)
+    for chunk in numba.prange(num_chunks):
+        observe_range(
+            machines,
+            tasks,
+            state,
+            offsets,
+            scale,
+            alpha,
+            reference_s,
+            window_s,
+            routes[chunk],
+            resources[chunk],
+            work[chunk],
+            buffer,
+            chunk * rows // num_chunks,
+            (chunk + 1) * rows // num_chunks,
+        )
