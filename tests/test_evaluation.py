@@ -13,7 +13,8 @@ from agents.evaluation import evaluate
 from agents.heuristics import RULES, Range, Rule, make_rule, rule_names
 from agents.statistics import Interval, mean_interval, ratio_interval, win_rate
 from agents.tuning import tune_rule
-from envs.observation import ObservationKind, TaskFeature
+from envs.observation import ObservationKind
+from envs.observation_kernel import TaskFeature
 from envs.reward import RewardWeights
 from envs.scheduling_env import NumaSchedulingEnv
 from envs.world import World

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from agents.heuristics import RULES, Range, make_rule, priced_cost, rule_names
 from agents.tuning import default_parameters
-from envs.observation import ObservationKind, ObservationLayout, TaskFeature
+from envs.observation import ObservationKind, ObservationLayout
+from envs.observation_kernel import TaskFeature
 from envs.reward import RewardWeights
 
 N = 3
