@@ -27,6 +27,8 @@ from agents.ppo.rollouts import Rollouts
 from envs.observation_kernel import Float32
 from envs.world import Rows, World
 
+MOST_WEIGHT = 5.0  # reference times: beyond it a state's weight no longer grows with its cost
+
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
@@ -42,8 +44,8 @@ class TeacherConfig:
         num_candidates: K, the likeliest placements by the policy as it stands.
         depth: decisions followed after each candidate; about the time for which a placement is felt.
         stride: decisions between labelled states of a row, so that labels differ.
+        memory: updates whose labels are fitted again with the newest: a label costs far more than a gradient step.
         batch_size: labels in a gradient step.
-        epochs: how often each label is used.
         learning_rate: of Adam at the start; it falls linearly to a twentieth.
 
     Raises:
@@ -56,15 +58,15 @@ class TeacherConfig:
     num_candidates: int = 6
     depth: int = 30
     stride: int = 4
+    memory: int = 16
     batch_size: int = 1024
-    epochs: int = 4
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.labels < 0:
             raise ValueError(f"teacher: labels must be >= 0, got {self.labels}.")
-        for name in ("labels_per_update", "num_rows", "depth", "stride", "batch_size", "epochs"):
+        for name in ("labels_per_update", "num_rows", "depth", "stride", "memory", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"teacher: {name} must be >= 1, got {getattr(self, name)}.")
         if self.num_candidates < 2:
@@ -88,6 +90,15 @@ class Labels:
     cost: F64
 
 
+def joined(labels: list[Labels]) -> Labels:
+    """All of them as one."""
+    return Labels(
+        np.concatenate([part.observation for part in labels]),
+        np.concatenate([part.candidates for part in labels]),
+        np.concatenate([part.cost for part in labels]),
+    )
+
+
 class RolloutTeacher:
     """Labels states that the policy visits.
 
@@ -107,6 +118,7 @@ class RolloutTeacher:
         self.policy = policy
         self.rows = Rows(world, config.num_rows)
         self.rollouts = Rollouts(world, rule, config.num_rows, config.num_candidates, config.depth)
+        self.memory: list[Labels] = []
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
 
     def start(self) -> None:
@@ -114,7 +126,7 @@ class RolloutTeacher:
         self.rows.reset(horizon_shares=(np.arange(self.config.num_rows) + 1) / self.config.num_rows)
 
     def update(self, progress: float, rng: np.random.Generator) -> float:
-        """Label as many states as an update needs and fit the policy to them; returns the mean loss.
+        """Label as many states as an update needs and fit the policy to them and the last; returns the mean loss.
 
         Args:
             progress: share of all labels that came before, in [0, 1].
@@ -123,7 +135,8 @@ class RolloutTeacher:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * max(1.0 - progress, 0.05)
         rounds = -(-self.config.labels_per_update // self.config.num_rows)
-        return learn(self.policy, self.optimizer, [self.label() for _ in range(rounds)], self.config, rng)
+        self.memory = [*self.memory, joined([self.label() for _ in range(rounds)])][-self.config.memory :]
+        return learn(self.policy, self.optimizer, self.memory, self.config, rng)
 
     def label(self) -> Labels:
         """Label the state of every row, and move on to the next ones."""
@@ -162,24 +175,28 @@ def learn(
     config: TeacherConfig,
     rng: np.random.Generator,
 ) -> float:
-    """Fit the policy's logits to what the candidates cost more or less than each other; returns the mean loss."""
-    observation = torch.from_numpy(np.concatenate([part.observation for part in labels]))
-    candidates = torch.from_numpy(np.concatenate([part.candidates for part in labels]))
-    cost = torch.from_numpy(np.concatenate([part.cost for part in labels]).astype(np.float32))
+    """Fit the policy's logits to what the candidates cost more or less than each other; returns the mean loss.
+
+    Cost differences are taken relative to the state's lowest priced cost, as the prior takes them, and weighed by
+    it: the loss is quadratic for small errors, so that expectations are learned, and linear for large ones.
+    """
+    together = joined(labels)
+    observation = torch.from_numpy(together.observation)
+    candidates = torch.from_numpy(together.candidates)
+    cost = torch.from_numpy(together.cost.astype(np.float32))
     losses = []
-    for _ in range(config.epochs):
-        order = torch.from_numpy(rng.permutation(len(cost)))
-        for batch in torch.split(order, config.batch_size):
-            logits, _ = policy.scorer(observation[batch])
-            unit = policy.scorer.unit_cost(observation[batch]).unsqueeze(1)
-            got = logits.gather(1, candidates[batch]) / policy.scorer.log_scale.exp()
-            got = got - got.mean(1, keepdim=True)
-            want = -cost[batch] / unit
-            want = want - want.mean(1, keepdim=True)
-            loss = (nn.functional.huber_loss(got, want, delta=1.0, reduction="none") * unit.clamp(max=5.0)).mean()
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-            optimizer.step()
-            losses.append(loss.item())
+    for batch in torch.split(torch.from_numpy(rng.permutation(len(cost))), config.batch_size):
+        rows = observation[batch]
+        logits, _ = policy.scorer(rows)
+        unit = policy.scorer.unit_cost(rows).unsqueeze(1)
+        got = logits.gather(1, candidates[batch]) / policy.scorer.log_scale.exp()
+        got = got - got.mean(1, keepdim=True)
+        want = -cost[batch] / unit
+        want = want - want.mean(1, keepdim=True)
+        loss = (nn.functional.huber_loss(got, want, reduction="none") * unit.clamp(max=MOST_WEIGHT)).mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
     return float(np.mean(losses))

@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -32,13 +33,14 @@ from agents.heuristics import PricedGreedy
 from agents.ppo.dashboard import Dashboard
 from agents.ppo.policy import PlacementPolicy, PolicyConfig
 from agents.ppo.storage import LearnedScheduler, load_weights, read_tensors, save_policy, write_tensors
-from agents.ppo.teacher import RolloutTeacher, TeacherConfig
+from agents.ppo.teacher import Labels, RolloutTeacher, TeacherConfig
 from agents.vec_env import NumaVecEnv
 from envs.world import Rows, World
 
 F64 = npt.NDArray[np.float64]
 
 CHECKPOINT_FORMAT = "numa-rl checkpoint 1"
+LABELS_FORMAT = "numa-rl labels 1"
 SAVE_EVERY_S = 30.0
 
 
@@ -266,13 +268,35 @@ class Trainer:
                 self._begin_update(self.teacher.rows)
                 rng = np.random.default_rng([self.config.seed, self.update, 1])
                 loss = self.teacher.update(self.update / self.config.num_teacher_updates, rng)
+                self._keep_labels()
                 self._end_update({"train/teacher_loss": loss}, self.config.teacher.labels_per_update)
+            shutil.rmtree(self.folder / "labels", ignore_errors=True)
             if self.update < self.config.num_updates:
                 self._run_ppo()
             self._take_snapshot(self.env.rows)
         finally:
             self._write_checkpoint()
             self.dashboard.flush()
+
+    def _keep_labels(self) -> None:
+        """Keep the newest labels beside the checkpoint, and drop what the teacher has forgotten."""
+        newest = self.teacher.memory[-1]
+        tensors = {name: torch.from_numpy(array) for name, array in vars(newest).items()}
+        write_tensors(self._labels_path(self.update), tensors, {"format": LABELS_FORMAT})
+        self._labels_path(self.update - self.config.teacher.memory).unlink(missing_ok=True)
+
+    def _recall_labels(self) -> None:
+        """Read the labels that the teacher remembered at this update."""
+        self.teacher.memory = []
+        for update in range(max(0, self.update - self.config.teacher.memory), self.update):
+            path = self._labels_path(update)
+            tensors, about = read_tensors(path)
+            if about.get("format") != LABELS_FORMAT or set(tensors) != {"observation", "candidates", "cost"}:
+                raise ValueError(f"{path}: must hold labels of the teacher ({LABELS_FORMAT!r}), got {about}.")
+            self.teacher.memory.append(Labels(**{name: tensor.numpy() for name, tensor in tensors.items()}))
+
+    def _labels_path(self, update: int) -> Path:
+        return self.folder / "labels" / f"{update:05d}.safetensors"
 
     def _run_ppo(self) -> None:
         model, config = self.model, self.config
@@ -394,6 +418,8 @@ class Trainer:
             saved[name].numel() == array.nbytes and saved[name].dtype == torch.uint8 for name, array in arrays.items()
         )
         # A run saved between its phases has the teacher's rows; PPO then starts its own.
+        if teaching:
+            self._recall_labels()
         if fits:
             for name, array in arrays.items():
                 _bytes(array)[:] = saved[name].numpy()

@@ -1,0 +1,201 @@
+"""Training from the command line: a progress bar, TensorBoard, checkpoints, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from agents.evaluation import evaluate
+from agents.heuristics import PricedGreedy
+from agents.ppo.training import Progress as Standing
+from agents.ppo.training import Trainer, TrainingConfig
+from experiments.scenario import Split, load_scenario
+from experiments.tune import load_or_tune, require_writable, world_of, write_json
+
+RUN_FILE = "run.json"
+INTERRUPTED = 130  # exit code of a shell command ended by Ctrl-C
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a placement policy and keep the one that is best on validation episodes.
+
+    Watch it with `tensorboard --logdir runs`. Ctrl-C saves; `--resume` goes on as if nothing had happened.
+
+    Attributes:
+        scenario: a scenario's name, or the path of its TOML file. With --resume, the run's own.
+        out: folder of the run; runs/<scenario> by default.
+        resume: go on with the run in this folder.
+        overwrite: start anew in a folder that holds a run.
+        train_episodes: how many episodes to learn from.
+        validation_episodes: how many episodes to choose the best policy by.
+        config: how to train.
+    """
+
+    scenario: str | None = None
+    out: Path | None = None
+    resume: Path | None = None
+    overwrite: bool = False
+    train_episodes: int = 512
+    validation_episodes: int = 64
+    config: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(default_factory=TrainingConfig)
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            ValueError: no such scenario or run, a folder that holds a run already, or one that cannot be written.
+        """
+        console = Console()
+        if self.resume is not None:
+            train, folder = _read_run(self.resume), self.resume
+        elif self.scenario is None:
+            raise ValueError("--scenario must be given, or --resume with the folder of a run.")
+        else:
+            train, folder = self, self.out or Path("runs") / load_scenario(self.scenario).name
+            prepare(folder, train)
+        train_policy(train, folder, console, resume=self.resume is not None)
+
+
+def train_policy(train: Train, folder: Path, console: Console, *, resume: bool = False) -> Path:
+    """Train in a prepared folder; returns where the policy is.
+
+    Raises:
+        ValueError: what was saved does not fit.
+        SystemExit: with code 130 after Ctrl-C, once all is saved.
+    """
+    assert train.scenario is not None
+    scenario = load_scenario(train.scenario)
+    with console.status("") as status:
+        tuned = load_or_tune(scenario, on_rule=lambda name: status.update(f"tuning {name}"))
+        validation = world_of(scenario, Split.VALIDATION, train.validation_episodes, 0)
+        costs = {}
+        for entry in tuned:
+            status.update(f"playing {entry.name}")
+            costs[entry.name] = float(evaluate(entry.rule, validation).cost.mean())
+        status.update("making episodes")
+        episodes = world_of(scenario, Split.TRAIN, train.train_episodes, 0)
+    prior = next(entry.rule for entry in tuned if entry.name == PricedGreedy.name)
+    assert isinstance(prior, PricedGreedy)
+    best = min(costs, key=lambda name: costs[name])
+    console.print(f"Best rule on validation episodes: {best}, cost {costs[best]:.3f} per decision.", highlight=False)
+
+    about = {"scenario": scenario.name, "scenario_hash": scenario.content_hash, "config": asdict(train.config)}
+    with _progress_bar(console) as bar:
+        task = bar.add_task("training", total=train.config.num_updates, gap="", rate="")
+
+        def show(standing: Standing) -> None:
+            gap = f"vs best rule {standing.gap:+.2%}, kept {standing.best_gap:+.2%}"
+            rate = f"{standing.decisions_per_s / 1e3:.1f} k/s"
+            bar.update(task, completed=standing.update, description=standing.phase, gap=gap, rate=rate)
+
+        trainer = Trainer(episodes, validation, prior, costs, train.config, folder, about, show)
+        trainer.dashboard.describe(_flat(asdict(train.config)) | {"scenario": scenario.name})
+        if resume:
+            trainer.resume()
+            bar.update(task, completed=trainer.update)
+        try:
+            trainer.run()
+        except KeyboardInterrupt:
+            bar.stop()
+            console.print(f"Stopped and saved. Go on with: numa-rl train --resume {folder}", highlight=False)
+            raise SystemExit(INTERRUPTED) from None
+    gap = trainer.best_cost / costs[best] - 1.0
+    console.print(f"Kept: cost {trainer.best_cost:.3f} per decision, {gap:+.2%} against {best}.", highlight=False)
+    console.print(f"Policy: {trainer.policy_path}\nTensorBoard: tensorboard --logdir {folder}", highlight=False)
+    return trainer.policy_path
+
+
+def _progress_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:8}"),
+        BarColumn(bar_width=None),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[gap]}"),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def prepare(folder: Path, train: Train) -> None:
+    """Make the run's folder and note in it what is run.
+
+    Raises:
+        ValueError: it holds a run already, or cannot be written.
+    """
+    run_file = folder / RUN_FILE
+    if run_file.exists() and not train.overwrite:
+        raise ValueError(f"--out must be a folder without a run, got {str(folder)!r}: use --resume or --overwrite.")
+    require_writable(run_file, "--out")
+    shutil.rmtree(folder / "events", ignore_errors=True)
+    shutil.rmtree(folder / "labels", ignore_errors=True)
+    for name in ("checkpoint.safetensors", "policy.safetensors"):
+        (folder / name).unlink(missing_ok=True)
+    content = {
+        "scenario": train.scenario,
+        "train_episodes": train.train_episodes,
+        "validation_episodes": train.validation_episodes,
+        "config": asdict(train.config),
+        "git_revision": git_revision(),
+    }
+    write_json(run_file, content)
+
+
+def _read_run(folder: Path) -> Train:
+    """What is run in a folder.
+
+    Raises:
+        ValueError: no run there, or its file is damaged.
+    """
+    path = folder / RUN_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"--resume must be the folder of a run, got {str(folder)!r}: {error.strerror}.") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}).") from error
+    try:
+        return Train(
+            scenario=str(content["scenario"]),
+            train_episodes=int(content["train_episodes"]),
+            validation_episodes=int(content["validation_episodes"]),
+            config=_config(content["config"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path}: must hold scenario, episodes and config of a run, got {error}.") from error
+
+
+def _config(values: dict[str, Any]) -> TrainingConfig:
+    """The configuration in a run's file."""
+    parts = {"teacher": TrainingConfig().teacher, "ppo": TrainingConfig().ppo}
+    nested = {name: type(default)(**values[name]) for name, default in parts.items()}
+    return TrainingConfig(**(values | nested))
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, bool | float | int | str]:
+    """Nested settings as one level with dotted names."""
+    flat: dict[str, bool | float | int | str] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def git_revision() -> str | None:
+    """The revision of the project's files, if they are a git checkout; "+" marks uncommitted changes."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--dirty=+"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
