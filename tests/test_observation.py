@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from reference import Reference
 from strategies import Task, machines, plays, toy_machine, toy_workload, workloads
 
-from envs.observation import OBSERVATION_LIMIT, ObservationKind, ObservationLayout, Observer, TaskFeature
+from envs.observation import ObservationKind, ObservationLayout, Observer
+from envs.observation_kernel import OBSERVATION_LIMIT, TaskFeature
 from envs.reward import RewardWeights
 from numa_rl.machines.builders import eight_socket_cube
 from numa_rl.simulator.simulator import Simulator
