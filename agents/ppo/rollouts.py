@@ -8,6 +8,7 @@ Dimension key: B rows, K candidates, N nodes.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -36,12 +37,21 @@ class Rollouts:
         num_rows: B.
         num_candidates: K.
         depth: decisions counted, the candidate's own included.
+        num_threads: threads that share the trial rows; they change no result.
 
     Raises:
         ValueError: the world's reward is not the plain `RewardWeights`, whose formula the kernel shares.
     """
 
-    def __init__(self, world: World, rule: PricedGreedy, num_rows: int, num_candidates: int, depth: int) -> None:
+    def __init__(
+        self,
+        world: World,
+        rule: PricedGreedy,
+        num_rows: int,
+        num_candidates: int,
+        depth: int,
+        num_threads: int = 1,
+    ) -> None:
         """Allocate the trial rows."""
         if type(world.weights) is not RewardWeights:
             raise ValueError(f"rollouts know the reward of RewardWeights alone, got {type(world.weights).__name__}.")
@@ -52,15 +62,13 @@ class Rollouts:
             np.float32(value) for value in (rule.congestion_price, rule.crowding_price, rule.migration_share)
         )
         self.trials = Simulator(
-            world.topologies, world.workload, num_rows * num_candidates, window_s=world.window_s, num_threads=1
+            world.topologies,
+            world.workload,
+            num_rows * num_candidates,
+            window_s=world.window_s,
+            num_threads=num_threads,
         )
-        n = self.trials.num_nodes
-        self._scratch = (
-            *allocate_scratch(self.trials.machines),
-            np.zeros((2, n * n), np.float32),
-            np.zeros(n, np.float32),
-        )
-        self._work = np.zeros(n)
+        self._scratch = [_allocate_scratch(self.trials) for _ in range(self.trials.num_chunks)]
 
     def try_candidates(self, simulator: Simulator, candidates: I64) -> F64:
         """Cost of each candidate and of the decisions after it, until `depth` or the episode's end.
@@ -77,7 +85,7 @@ class Rollouts:
         for trial, now in zip(self.trials.state, simulator.state, strict=True):
             trial.reshape(*candidates.shape, *now.shape[1:])[...] = now[:, None]
         total = np.zeros(candidates.size)
-        follow_rule(
+        arguments = (
             self.trials.machines,
             self.trials.tasks,
             self.trials.state,
@@ -87,17 +95,26 @@ class Rollouts:
             self._prices,
             tuple(np.float64(number) for number in self.weights.numbers),
             self.trials.window_s,
-            self._scratch,
-            self._work,
             total,
         )
+        bounds = np.linspace(0, candidates.size, len(self._scratch) + 1).astype(np.int64)
+        with ThreadPoolExecutor(len(self._scratch)) as pool:  # the kernel holds no interpreter lock
+            work = zip(self._scratch, bounds[:-1], bounds[1:], strict=True)
+            list(pool.map(lambda part: follow_rule(*arguments, *part), work))
         return total.reshape(candidates.shape)
+
+
+def _allocate_scratch(simulator: Simulator) -> tuple[Any, ...]:
+    """Working arrays of one thread: those of `forecast`, what it writes, and outstanding work."""
+    n = simulator.num_nodes
+    matrices, migration = np.zeros((2, n * n), np.float32), np.zeros(n, np.float32)
+    return (*allocate_scratch(simulator.machines), matrices, migration, np.zeros(n))
 
 
 @compiled
 def priced_pair(machines, tasks, state, b, prices, alpha, reference_s, window_s, scratch):
     """The pair that the priced greedy rule chooses for the next task of row b."""
-    routes, resources, matrices, migration = scratch
+    routes, resources, matrices, migration, _ = scratch
     estimate, congestion = matrices[0], matrices[1]
     congestion_price, crowding_price, migration_share = prices
     forecast(
@@ -127,11 +144,12 @@ def priced_pair(machines, tasks, state, b, prices, alpha, reference_s, window_s,
 
 
 @compiled
-def follow_rule(machines, tasks, state, outcome, pairs, depth, prices, weights, window_s, scratch, work, total):
-    """Play each row from its candidate on, and sum what its decisions cost."""
+def follow_rule(machines, tasks, state, outcome, pairs, depth, prices, weights, window_s, total, scratch, first, last):
+    """Play rows `first` to `last` from their candidates on, and sum what their decisions cost."""
     width = machines.cores.shape[1]
     alpha, beta, reference_s, penalty = weights
-    for b in range(len(pairs)):
+    work = scratch[4]
+    for b in range(first, last):
         pair = pairs[b]
         for step in range(depth):
             if state.task[b] >= state.horizon[b]:

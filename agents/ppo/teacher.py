@@ -41,12 +41,15 @@ class TeacherConfig:
         labels: how many states to label in all; 0 leaves the teacher out.
         labels_per_update: how many between two rounds of fitting.
         num_rows: B, states labelled at once.
-        num_candidates: K, the likeliest placements by the policy as it stands.
+        num_candidates: K, placements tried in each state.
+        num_random: how many of them are drawn from all open ones; the others are the likeliest by the policy as it
+            stands. Without any, nothing would hold down the score of a placement that is never tried.
         depth: decisions followed after each candidate; about the time for which a placement is felt.
         stride: decisions between labelled states of a row, so that labels differ.
         memory: updates whose labels are fitted again with the newest: a label costs far more than a gradient step.
         batch_size: labels in a gradient step.
         learning_rate: of Adam at the start; it falls linearly to a twentieth.
+        num_threads: threads that try candidates; more or fewer change no result.
 
     Raises:
         ValueError: a count below 1, fewer than 2 candidates, or a rate that is not positive.
@@ -56,11 +59,13 @@ class TeacherConfig:
     labels_per_update: int = 8192
     num_rows: int = 256
     num_candidates: int = 6
+    num_random: int = 2
     depth: int = 30
     stride: int = 4
     memory: int = 16
     batch_size: int = 1024
     learning_rate: float = 1e-3
+    num_threads: int = 2
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -71,6 +76,8 @@ class TeacherConfig:
                 raise ValueError(f"teacher: {name} must be >= 1, got {getattr(self, name)}.")
         if self.num_candidates < 2:
             raise ValueError(f"teacher: num_candidates must be >= 2, got {self.num_candidates}.")
+        if not 0 <= self.num_random < self.num_candidates:
+            raise ValueError(f"teacher: num_random must be in 0..{self.num_candidates - 1}, got {self.num_random}.")
         if not self.learning_rate > 0:
             raise ValueError(f"teacher: learning_rate must be > 0, got {self.learning_rate}.")
 
@@ -117,7 +124,7 @@ class RolloutTeacher:
         self.config = config
         self.policy = policy
         self.rows = Rows(world, config.num_rows)
-        self.rollouts = Rollouts(world, rule, config.num_rows, config.num_candidates, config.depth)
+        self.rollouts = Rollouts(world, rule, config.num_rows, config.num_candidates, config.depth, config.num_threads)
         self.memory: list[Labels] = []
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
 
@@ -130,21 +137,30 @@ class RolloutTeacher:
 
         Args:
             progress: share of all labels that came before, in [0, 1].
-            rng: decides the order of labels.
+            rng: draws candidates and the order of labels.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * max(1.0 - progress, 0.05)
         rounds = -(-self.config.labels_per_update // self.config.num_rows)
-        self.memory = [*self.memory, joined([self.label() for _ in range(rounds)])][-self.config.memory :]
+        self.memory = [*self.memory, joined([self.label(rng) for _ in range(rounds)])][-self.config.memory :]
         return learn(self.policy, self.optimizer, self.memory, self.config, rng)
 
-    def label(self) -> Labels:
+    def _candidates(self, logits: Float32, rng: np.random.Generator) -> I64:
+        """The likeliest placements of each row, best first, then others drawn from all open ones, shape (B, K).
+
+        Where there are fewer open placements than candidates, the best one stands in for the rest.
+        """
+        likeliest = self.config.num_candidates - self.config.num_random
+        rank = np.argsort(np.argsort(-logits, axis=1, kind="stable"), axis=1, kind="stable")
+        is_open = logits > CLOSED / 2
+        key = np.where(rank < likeliest, -1.0 / (1.0 + rank), rng.random(logits.shape))
+        chosen = np.argsort(np.where(is_open, key, np.inf), axis=1, kind="stable")[:, : self.config.num_candidates]
+        return np.where(np.take_along_axis(is_open, chosen, axis=1), chosen, chosen[:, :1])
+
+    def label(self, rng: np.random.Generator) -> Labels:
         """Label the state of every row, and move on to the next ones."""
         observation = self.rows.observe().copy()
-        logits = self._logits(observation)
-        candidates = np.argsort(-logits, axis=1, kind="stable")[:, : self.config.num_candidates]
-        closed = np.take_along_axis(logits, candidates, axis=1) <= CLOSED / 2
-        candidates = np.where(closed, candidates[:, :1], candidates)
+        candidates = self._candidates(self._logits(observation), rng)
         cost = self.rollouts.try_candidates(self.rows.simulator, candidates)
         self._play(candidates[:, 0])
         for _ in range(self.config.stride - 1):
