@@ -153,9 +153,11 @@ class Bench:
             device="cpu",
             seed=0,
         )
-        return self._median_rate(
-            config.rollout, lambda: model.learn(config.rollout, reset_num_timesteps=False) and None
-        )
+
+        def repeat() -> None:
+            model.learn(config.rollout, reset_num_timesteps=False)
+
+        return self._median_rate(config.rollout, repeat)
 
 
 def _print(console: Console, results: dict[str, Any]) -> None:

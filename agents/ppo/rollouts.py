@@ -61,12 +61,9 @@ class Rollouts:
         self._prices = tuple(
             np.float32(value) for value in (rule.congestion_price, rule.crowding_price, rule.migration_share)
         )
+        rows = num_rows * num_candidates
         self.trials = Simulator(
-            world.topologies,
-            world.workload,
-            num_rows * num_candidates,
-            window_s=world.window_s,
-            num_threads=num_threads,
+            world.topologies, world.workload, rows, window_s=world.window_s, num_threads=num_threads
         )
         self._scratch = [_allocate_scratch(self.trials) for _ in range(self.trials.num_chunks)]
 

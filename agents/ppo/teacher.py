@@ -14,6 +14,7 @@ References:
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,7 +125,8 @@ class RolloutTeacher:
         self.config = config
         self.policy = policy
         self.rows = Rows(world, config.num_rows)
-        self.rollouts = Rollouts(world, rule, config.num_rows, config.num_candidates, config.depth, config.num_threads)
+        num_threads = min(config.num_threads, os.cpu_count() or 1)
+        self.rollouts = Rollouts(world, rule, config.num_rows, config.num_candidates, config.depth, num_threads)
         self.memory: list[Labels] = []
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
 
