@@ -91,12 +91,9 @@ class Dashboard:
         if totals.decisions:
             self._write_totals()
             totals.clear()
-        self._rename("train/entropy_loss", "train/entropy", -1.0)
+        if "train/entropy_loss" in self.logger.name_to_value:
+            self.logger.record("train/entropy", -self.logger.name_to_value["train/entropy_loss"])
         self.logger.dump(step)
-
-    def _rename(self, old: str, new: str, factor: float) -> None:
-        if old in self.logger.name_to_value:
-            self.logger.record(new, factor * self.logger.name_to_value.pop(old))
 
     def _write_totals(self) -> None:
         totals, reference_s = self.env.totals, self.env.world.weights.reference_s
