@@ -17,11 +17,10 @@ from enum import StrEnum
 from functools import cached_property, lru_cache
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
-from envs.observation_kernel import Float32, Offsets, Scale, TaskFeature, mask_range, observe_parallel, observe_range
+from envs.observation_kernel import Float32, Offsets, Scale, TaskFeature, mask_range, observe_range
 from envs.reward import RewardWeights
 from numa_rl.simulator.forecast import allocate_scratch
 from numa_rl.simulator.simulator import Simulator
@@ -154,23 +153,22 @@ class Observer:
         self.reference_s = np.float32(weights.reference_s)
         self.scale = _scales(simulator)
         self.buffer = np.zeros((simulator.num_rows, self.layout.size), np.float32)
-        scratch = [allocate_scratch(simulator.machines) for _ in range(simulator.num_chunks)]
+        scratch = [allocate_scratch(simulator.machines) for _ in range(simulator.chunks.count)]
         self._routes = np.stack([routes for routes, _ in scratch])
         self._resources = np.stack([resources for _, resources in scratch])
-        self._work = np.zeros((simulator.num_chunks, simulator.num_nodes))
+        self._work = np.zeros((simulator.chunks.count, simulator.num_nodes))
 
     def observe(self) -> Float32:
         """The observation of every row, shape (B, size): the buffer itself, which the next call overwrites."""
         sim = self.simulator
         arrays = (sim.machines, sim.tasks, sim.state, self.layout.offsets, self.scale)
         numbers = (self.alpha, self.reference_s, sim.window_s)
-        if sim.num_chunks == 1:
-            observe_range(
-                *arrays, *numbers, self._routes[0], self._resources[0], self._work[0], self.buffer, 0, sim.num_rows
-            )
-        else:
-            numba.set_num_threads(sim.num_chunks)
-            observe_parallel(*arrays, *numbers, self._routes, self._resources, self._work, self.buffer, sim.num_chunks)
+
+        def observe_chunk(chunk: int, first: int, last: int) -> None:
+            scratch = (self._routes[chunk], self._resources[chunk], self._work[chunk])
+            observe_range(*arrays, *numbers, *scratch, self.buffer, first, last)
+
+        sim.chunks.run(observe_chunk)
         return self.buffer
 
     def masks(self) -> npt.NDArray[np.bool_]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -231,40 +230,3 @@ def observe_range(
                 clear(congestion)
         for i in range(len(row)):
             row[i] = min(row[i], OBSERVATION_LIMIT)
-
-
-@numba.njit(cache=True, parallel=True)
-def observe_parallel(
-    machines,
-    tasks,
-    state,
-    offsets,
-    scale,
-    alpha,
-    reference_s,
-    window_s,
-    routes,
-    resources,
-    work,
-    buffer,
-    num_chunks,
-):
-    """`observe_range` over all rows, in `num_chunks` pieces at once."""
-    rows = len(state.task)
-    for chunk in numba.prange(num_chunks):
-        observe_range(
-            machines,
-            tasks,
-            state,
-            offsets,
-            scale,
-            alpha,
-            reference_s,
-            window_s,
-            routes[chunk],
-            resources[chunk],
-            work[chunk],
-            buffer,
-            chunk * rows // num_chunks,
-            (chunk + 1) * rows // num_chunks,
-        )

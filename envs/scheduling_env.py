@@ -47,7 +47,7 @@ class NumaSchedulingEnv(gym.Env[Float32, Action]):
 
     Args:
         world: machines, workload and reward; the chapter's cube under a synthetic stream by default.
-        observation: "full" or "chapter"; overrides the world's when there is none given.
+        observation: "full" or "chapter"; the world's own by default.
         render_mode: "ansi", or None.
 
     Raises:
@@ -61,7 +61,7 @@ class NumaSchedulingEnv(gym.Env[Float32, Action]):
         self,
         world: World | None = None,
         *,
-        observation: ObservationKind | str = ObservationKind.FULL,
+        observation: ObservationKind | str | None = None,
         render_mode: str | None = None,
     ) -> None:
         """Allocate one row."""
@@ -69,7 +69,7 @@ class NumaSchedulingEnv(gym.Env[Float32, Action]):
             raise ValueError(
                 f"render_mode must be one of {self.metadata['render_modes']} or None, got {render_mode!r}."
             )
-        self._rows = Rows(world or World.default(observation), 1)
+        self._rows = Rows(World.given(world, observation), 1)
         self.observation_space = self._rows.observation_space
         self.action_space = self._rows.action_space
         self.render_mode = render_mode
@@ -83,15 +83,15 @@ class NumaSchedulingEnv(gym.Env[Float32, Action]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Float32, dict[str, Any]]:
         """Start an episode drawn by the seeded generator, or the one that `options` names."""
+        unknown = set(options or {}) - {"episode", "machine"}
+        if unknown:
+            raise ValueError(f"options must be among 'episode' and 'machine', got {sorted(unknown)}.")
         super().reset(seed=seed)
-        options = dict(options or {})
         self._rows.generators[0] = self.np_random
-        if "episode" in options or "machine" in options:
-            self._rows.simulator.reset(options.pop("episode", 0), machines=options.pop("machine", 0))
+        if options:
+            self._rows.simulator.reset(options.get("episode", 0), machines=options.get("machine", 0))
         else:
             self._rows.reset()
-        if options:
-            raise ValueError(f"options must be among 'episode' and 'machine', got {sorted(options)}.")
         return self._rows.observe()[0].copy(), {}
 
     def step(self, action: Action) -> tuple[Float32, float, bool, bool, dict[str, Any]]:

@@ -5,6 +5,7 @@ Dimension key: B sub-environments.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -46,7 +47,7 @@ class NumaSchedulingVectorEnv(gym.vector.VectorEnv[Float32, Array, Array]):
         num_envs: int = 1,
         world: World | None = None,
         *,
-        observation: ObservationKind | str = ObservationKind.FULL,
+        observation: ObservationKind | str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         copy: bool = True,
         num_threads: int = 1,
@@ -55,7 +56,7 @@ class NumaSchedulingVectorEnv(gym.vector.VectorEnv[Float32, Array, Array]):
         """Allocate B rows."""
         if render_mode is not None:
             raise ValueError(f"render_mode must be None for the vector environment, got {render_mode!r}.")
-        self._rows = Rows(world or World.default(observation), num_envs, num_threads)
+        self._rows = Rows(World.given(world, observation), num_envs, num_threads)
         self._copy = copy
         self.num_envs = num_envs
         self.render_mode = render_mode
@@ -72,20 +73,27 @@ class NumaSchedulingVectorEnv(gym.vector.VectorEnv[Float32, Array, Array]):
         return self._rows.observer.layout
 
     def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Float32, dict[str, Any]]:
-        """Start an episode in every sub-environment, or in those of `options["reset_mask"]`, shape (B,)."""
-        seeds = (
-            [None if seed is None else seed + i for i in range(self.num_envs)] if not isinstance(seed, list) else seed
-        )
-        if len(seeds) != self.num_envs:
-            raise ValueError(f"seed must have one entry for each of {self.num_envs} environments, got {len(seeds)}.")
-        for row, value in enumerate(seeds):
-            if value is not None:
-                self._rows.generators[row] = gym.utils.seeding.np_random(value)[0]
+        """Start an episode in every sub-environment, or in those of `options["reset_mask"]`, shape (B,).
+
+        Raises:
+            ValueError: an unknown option, or a mask or seeds that do not fit.
+        """
+        unknown = set(options or {}) - {"reset_mask"}
+        if unknown:
+            raise ValueError(f"options must be 'reset_mask', got {sorted(unknown)}.")
         mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, bool)))
         if mask.shape != (self.num_envs,) or mask.dtype != bool or not mask.any():
             raise ValueError(f"reset_mask must be booleans of shape ({self.num_envs},), at least one true, got {mask}.")
+        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed or [])
+        if seeds and len(seeds) != self.num_envs:
+            raise ValueError(f"seed must have one entry for each of {self.num_envs} environments, got {len(seeds)}.")
+        for row, value in enumerate(seeds):
+            if value is not None and mask[row]:
+                self._rows.generators[row] = gym.utils.seeding.np_random(value)[0]
+        if isinstance(seed, int):
+            self._np_random_seed = seed
         self._rows.reset(np.flatnonzero(mask))
         return self._observe(), {}
 
@@ -114,7 +122,9 @@ class NumaSchedulingVectorEnv(gym.vector.VectorEnv[Float32, Array, Array]):
             for row in np.flatnonzero(truncated):
                 final[row] = last[row].copy()
             info |= {"final_obs": final, "_final_obs": truncated.copy()}
-            info |= {"final_info": outcome_info(outcome), "_final_info": truncated.copy()}
+            final_info = outcome_info(outcome)
+            final_info |= {f"_{name}": truncated.copy() for name in tuple(final_info)}
+            info |= {"final_info": final_info, "_final_info": truncated.copy()}
             self._rows.reset(np.flatnonzero(truncated))
         return self._observe(), rewards, np.zeros(self.num_envs, bool), truncated, info
 

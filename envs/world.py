@@ -8,7 +8,7 @@ Dimension key: B rows, N nodes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,13 @@ class World:
         workload = family.generate(np.random.default_rng(0), DEFAULT_EPISODES)
         weights = RewardWeights(reference_s=1e-3)
         return cls(workload, (load_machine(DEFAULT_MACHINE),), weights, 0.05, ObservationKind(observation))
+
+    @classmethod
+    def given(cls, world: World | None, observation: ObservationKind | str | None) -> World:
+        """The world, or the default one, seen by the groups asked for, or by its own."""
+        if world is None:
+            return cls.default(observation or ObservationKind.FULL)
+        return world if observation is None else replace(world, observation=ObservationKind(observation))
 
 
 class Rows:

@@ -44,7 +44,6 @@ one_size = pytest.param((two_socket(),), id="one machine")
 two_sizes = pytest.param(
     (two_socket(), four_socket()),
     id="machines of two sizes",
-    marks=pytest.mark.xfail(reason="estimates of nodes that do not exist keep old values", strict=True),
 )
 
 
@@ -307,7 +306,6 @@ def test_rows_behave_as_gymnasiums_vector_of_single_environments_for_several_epi
     assert episodes >= 3
 
 
-@pytest.mark.xfail(reason="final_info has no masks", strict=True)
 def test_final_info_is_masked_as_gymnasiums_is(toy_world):
     def last_info(vector: gym.vector.VectorEnv) -> dict[str, Any]:
         vector.reset(seed=0)
@@ -319,7 +317,6 @@ def test_final_info_is_masked_as_gymnasiums_is(toy_world):
     assert set(theirs) <= set(last_info(NumaSchedulingVectorEnv(2, toy_world, autoreset_mode=mode)))
 
 
-@pytest.mark.xfail(reason="a masked reset seeds every row", strict=True)
 def test_a_masked_reset_seeds_only_the_rows_it_resets():
     world = stream_on(two_socket())
     vectors = [NumaSchedulingVectorEnv(2, world), SyncVectorEnv([lambda: NumaSchedulingEnv(world)] * 2)]

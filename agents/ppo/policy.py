@@ -144,18 +144,21 @@ class PairScorer(nn.Module):
         lowest = open_cost.flatten(1).amin(1)
         ratio = torch.where(is_open, log_cost - lowest[:, None, None], 0.0)
 
-        nodes = self._encode_nodes(groups, ratio)
+        nodes = self._encode_nodes(groups, open_cost - lowest[:, None, None])
         hidden = self.as_task_node(nodes).unsqueeze(2) + self.as_data_node(nodes).unsqueeze(1)
         hidden = torch.relu(hidden + self.pair(self._pair_features(groups, ratio)))
         residual = self.score(hidden).squeeze(-1)
         logits = (residual - self.log_scale.exp() * ratio).masked_fill(~is_open, CLOSED)
         return logits.flatten(1), self._value(nodes, groups)
 
-    def _encode_nodes(self, groups: Mapping[str, Tensor], ratio: Tensor) -> Tensor:
-        """What each node is, knowing the task and all nodes, shape (B, N, H)."""
+    def _encode_nodes(self, groups: Mapping[str, Tensor], open_ratio: Tensor) -> Tensor:
+        """What each node is, knowing the task and all nodes, shape (B, N, H); `open_ratio` is infinite where closed."""
         communication = groups["communication"]
         features = [groups[name] for name in NODE_GROUPS]
-        features += [communication.sum(1), communication.sum(2), ratio.amin(2), ratio.amin(1), groups["nodes"]]
+        # The best that a node offers among open pairs; 0 where it has none, as its mask says.
+        best = [open_ratio.amin(axis) for axis in (2, 1)]
+        features += [communication.sum(1), communication.sum(2)]
+        features += [*(ratio.masked_fill(ratio.isinf(), 0.0) for ratio in best), groups["nodes"]]
         stacked = torch.log1p(torch.stack(features, -1))
         task = torch.log1p(groups["task"]).unsqueeze(1).expand(-1, stacked.shape[1], -1)
         encoded = torch.relu(self.encode(torch.cat([stacked, task], -1))) * groups["nodes"].unsqueeze(-1)
@@ -211,10 +214,11 @@ class PlacementPolicy(ActorCriticPolicy):
         **_: Any,
     ) -> None:
         """Check the spaces and make the network."""
-        if not isinstance(action_space, spaces.MultiDiscrete) or len(action_space.nvec) != 2:
+        nodes = action_space.nvec.tolist() if isinstance(action_space, spaces.MultiDiscrete) else []
+        if nodes != nodes[:1] * 2 or not nodes or not isinstance(nodes[0], int):
             raise ValueError(f"the placement policy chooses (task node, data node), got action space {action_space}.")
         shape = observation_space.shape or ()
-        self.layout = ObservationLayout(int(action_space.nvec[0]), ObservationKind.FULL)
+        self.layout = ObservationLayout(nodes[0], ObservationKind.FULL)
         if shape != (self.layout.size,):
             raise ValueError(
                 f"the placement policy reads the full observation of {self.layout.num_nodes} nodes, shape "

@@ -8,14 +8,16 @@ Dimension key: B rows, K candidates, N nodes.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from agents.heuristics import PricedGreedy, data_node_price
-from envs.reward import RewardWeights, decision_cost
+from agents import heuristics
+from agents.heuristics import PricedGreedy
+from envs import reward
+from envs.reward import RewardWeights
 from envs.world import World
 from numa_rl.simulator.forecast import allocate_scratch, forecast
 from numa_rl.simulator.kernel import ZERO, advance, compiled, decide, find_room, has_room
@@ -24,8 +26,9 @@ from numa_rl.simulator.simulator import Simulator
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
-_data_node_price = compiled(data_node_price)
-_decision_cost = compiled(decision_cost)
+SOURCES = (heuristics.__file__, reward.__file__)
+_data_node_price = compiled(heuristics.data_node_price)
+_decision_cost = compiled(reward.decision_cost)
 
 
 class Rollouts:
@@ -65,7 +68,7 @@ class Rollouts:
         self.trials = Simulator(
             world.topologies, world.workload, rows, window_s=world.window_s, num_threads=num_threads
         )
-        self._scratch = [_allocate_scratch(self.trials) for _ in range(self.trials.num_chunks)]
+        self._scratch = [_allocate_scratch(self.trials) for _ in range(self.trials.chunks.count)]
 
     def try_candidates(self, simulator: Simulator, candidates: I64) -> F64:
         """Cost of each candidate and of the decisions after it, until `depth` or the episode's end.
@@ -94,10 +97,7 @@ class Rollouts:
             self.trials.window_s,
             total,
         )
-        bounds = np.linspace(0, candidates.size, len(self._scratch) + 1).astype(np.int64)
-        with ThreadPoolExecutor(len(self._scratch)) as pool:  # the kernel holds no interpreter lock
-            work = zip(self._scratch, bounds[:-1], bounds[1:], strict=True)
-            list(pool.map(lambda part: follow_rule(*arguments, *part), work))
+        self.trials.chunks.run(lambda chunk, first, last: follow_rule(*arguments, self._scratch[chunk], first, last))
         return total.reshape(candidates.shape)
 
 
@@ -108,7 +108,7 @@ def _allocate_scratch(simulator: Simulator) -> tuple[Any, ...]:
     return (*allocate_scratch(simulator.machines), matrices, migration, np.zeros(n))
 
 
-@compiled
+@partial(compiled, sources=SOURCES)
 def priced_pair(machines, tasks, state, b, prices, alpha, reference_s, window_s, scratch):
     """The pair that the priced greedy rule chooses for the next task of row b."""
     routes, resources, matrices, migration, _ = scratch
@@ -140,7 +140,7 @@ def priced_pair(machines, tasks, state, b, prices, alpha, reference_s, window_s,
     return best
 
 
-@compiled
+@partial(compiled, sources=SOURCES)
 def follow_rule(machines, tasks, state, outcome, pairs, depth, prices, weights, window_s, total, scratch, first, last):
     """Play rows `first` to `last` from their candidates on, and sum what their decisions cost."""
     width = machines.cores.shape[1]

@@ -171,6 +171,24 @@ def forecast(
                     congestion[n * width + d] += moved
     if not fits:
         redirect(machines, state, b, obj, size, estimate, congestion)
+    for n in range(nodes):  # a task sent to a node without cores runs elsewhere
+        on = machines.runs_on[m, n]
+        if on != n:
+            for d in range(nodes):
+                estimate[n * width + d] = estimate[on * width + d]
+                congestion[n * width + d] = congestion[on * width + d]
+    if nodes < width:
+        clear_padding(nodes, width, estimate, congestion, migration)
+
+
+@compiled
+def clear_padding(nodes, width, estimate, congestion, migration):
+    """Write zeros for nodes that do not exist."""
+    for n in range(width):
+        for d in range(nodes if n < nodes else 0, width):
+            estimate[n * width + d] = congestion[n * width + d] = ZERO
+    for d in range(nodes, width):
+        migration[d] = ZERO
 
 
 @compiled

@@ -14,12 +14,18 @@ References:
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
 import numpy as np
+
+FOLDER = Path(__file__).parent
+CACHE_BASE = os.environ.get("NUMBA_CACHE_DIR") or str(FOLDER / "__pycache__")
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -29,11 +35,26 @@ NO_ROOM = np.float32(1e-9)  # keeps r(u) finite beyond u = 1 / c, where it is `s
 FASTMATH = {"nnan", "nsz", "arcp"}  # nothing here that lets the order of operations change
 
 
-def compiled(function: Function) -> Function:
+def cache_folder(sources: Sequence[str] = ()) -> str:
+    """Where compiled code is cached: a folder for these contents of the kernel's files.
+
+    numba itself looks for changes only in the file of the function that is called, not in those of what it calls.
+    """
+    files = [*sorted(FOLDER.glob("*.py")), *map(Path, sources)]
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files))
+    return str(Path(CACHE_BASE) / f"numba-{digest.hexdigest()[:16]}")
+
+
+def compiled(function: Function, sources: Sequence[str] = ()) -> Function:
     """Compile with numba: cached on disk, without the interpreter lock, inlined, and without reference counts.
 
     Nothing here makes an array, so none needs counting; counting every row view made a step four times slower.
+
+    Args:
+        function: to be compiled.
+        sources: files outside this folder whose compiled functions it calls.
     """
+    numba.config.CACHE_DIR = cache_folder(sources)  # type: ignore[attr-defined]
     options: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "forceinline": True, "_nrt": False}
     jitted: Function = numba.njit(cache=True, nogil=True, **options)(function)
     return jitted
@@ -292,8 +313,7 @@ def decide(machines, tasks, state, outcome, b, node, data_node, window_s, work):
             add_traffic(machines, state, b, target, home, np.float32(old_size), ZERO)
             add_traffic(machines, state, b, target, target, ZERO, np.float32(old_size))
             remote_bytes += old_size
-        writes = num_bytes * write_fraction
-        add_traffic(machines, state, b, node, target, num_bytes - writes, writes)
+        add_traffic(machines, state, b, node, target, num_bytes * (ONE - write_fraction), num_bytes * write_fraction)
         add_access(state, b, node, obj, num_bytes, width, window_s)
         if target == node:
             local_bytes += num_bytes
@@ -401,13 +421,3 @@ def step_range(machines, tasks, state, outcome, actions, window_s, work, first, 
             decide(machines, tasks, state, outcome, b, actions[b, 0], actions[b, 1], window_s, work)
             advance(tasks, state, b, window_s)
         outcome.finished[b] = state.task[b] >= state.horizon[b]
-
-
-@numba.njit(cache=True, parallel=True)
-def step_parallel(machines, tasks, state, outcome, actions, window_s, work, num_chunks):
-    """`step_range` over all rows, in `num_chunks` pieces at once."""
-    rows = len(state.task)
-    for chunk in numba.prange(num_chunks):
-        first = chunk * rows // num_chunks
-        last = (chunk + 1) * rows // num_chunks
-        step_range(machines, tasks, state, outcome, actions, window_s, work[chunk], first, last)

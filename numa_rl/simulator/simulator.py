@@ -8,18 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
-from numa_rl.simulator.kernel import reset_row, step_parallel, step_range
+from numa_rl.simulator.kernel import reset_row, step_range
+from numa_rl.simulator.parallel import Chunks
 from numa_rl.simulator.state import Outcome, State, allocate_outcome, allocate_state, compile_machines, compile_tasks
 from numa_rl.topology import Topology
 from numa_rl.workloads.workload import Workload
 
 IntArray = npt.NDArray[np.int64]
-
-SMALLEST_CHUNK = 64  # rows; below it a thread costs more than it saves
 
 
 class Simulator:
@@ -55,19 +53,16 @@ class Simulator:
             raise ValueError(f"num_rows must be at least 1, got {num_rows}.")
         if not (np.isfinite(window_s) and window_s > 0):
             raise ValueError(f"window_s must be finite and > 0, got {window_s}.")
-        most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-        if not 1 <= num_threads <= most:
-            raise ValueError(f"num_threads must be in 1..{most}, got {num_threads}.")
         self.topologies = (topologies,) if isinstance(topologies, Topology) else tuple(topologies)
         self.workload = workload
         self.num_rows = num_rows
         self.window_s = np.float32(window_s)
-        self.num_chunks = min(num_threads, max(1, num_rows // SMALLEST_CHUNK))
+        self.chunks = Chunks(num_rows, num_threads)
         self.machines = compile_machines(self.topologies, max_nodes)
         self.tasks = compile_tasks(workload)
         self.state: State = allocate_state(num_rows, self.machines, workload.num_objects)
         self.outcome: Outcome = allocate_outcome(num_rows)
-        self._work = np.zeros((self.num_chunks, self.num_nodes))
+        self._work = np.zeros((self.chunks.count, self.num_nodes))
 
     @property
     def num_nodes(self) -> int:
@@ -91,17 +86,18 @@ class Simulator:
             rows: the rows to reset; all by default.
 
         Raises:
-            ValueError: an episode, machine or horizon out of range.
+            ValueError: a row, episode, machine or horizon that is no integer or out of range.
         """
-        index = np.arange(self.num_rows) if rows is None else np.asarray(rows, np.int64)
+        index = np.arange(self.num_rows) if rows is None else _integers("row", rows)
         limits = {
+            "row": (index, 0, self.num_rows - 1),
             "episode": (episodes, 0, self.workload.num_episodes - 1),
             "machine": (machines, 0, len(self.topologies) - 1),
             "horizon": (self.workload.num_tasks if horizons is None else horizons, 1, self.workload.num_tasks),
         }
         values = {}
         for name, (given, low, high) in limits.items():
-            array = np.broadcast_to(np.asarray(given, np.int64), index.shape)
+            array = np.broadcast_to(_integers(name, given), index.shape)
             if array.size and (array.min() < low or array.max() > high):
                 bad = array[(array < low) | (array > high)][0]
                 raise ValueError(f"{name} must be in {low}..{high}, got {bad}.")
@@ -127,11 +123,7 @@ class Simulator:
         """
         actions = self._check_actions(actions)
         arrays = (self.machines, self.tasks, self.state, self.outcome, actions, self.window_s)
-        if self.num_chunks == 1:
-            step_range(*arrays, self._work[0], 0, self.num_rows)
-        else:
-            numba.set_num_threads(self.num_chunks)
-            step_parallel(*arrays, self._work, self.num_chunks)
+        self.chunks.run(lambda chunk, first, last: step_range(*arrays, self._work[chunk], first, last))
         return self.outcome
 
     def _check_actions(self, actions: npt.NDArray[Any]) -> IntArray:
@@ -149,3 +141,11 @@ class Simulator:
             what = ("task node", "data node")[column]
             raise ValueError(f"{what} must be in 0..{limit[row] - 1}, got {array[row, column]} (row {row}).")
         return array
+
+
+def _integers(name: str, values: npt.ArrayLike) -> IntArray:
+    """The values as integers, or ValueError."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name} must be integers, got {values!r}.")
+    return array.astype(np.int64)

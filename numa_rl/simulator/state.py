@@ -182,7 +182,7 @@ def compile_tasks(workload: Workload) -> Tasks:
         workload.bytes,
         workload.write_fraction,
         workload.object,
-        workload.object_bytes,
+        np.ceil(workload.object_bytes),  # whole bytes, so that what is taken and given back adds up exactly
         workload.inputs,
         workload.input_bytes,
         first_freed,
