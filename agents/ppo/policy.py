@@ -214,11 +214,11 @@ class PlacementPolicy(ActorCriticPolicy):
         **_: Any,
     ) -> None:
         """Check the spaces and make the network."""
-        nodes = action_space.nvec.tolist() if isinstance(action_space, spaces.MultiDiscrete) else []
-        if nodes != nodes[:1] * 2 or not nodes or not isinstance(nodes[0], int):
+        nodes = action_space.nvec if isinstance(action_space, spaces.MultiDiscrete) else np.zeros(0)
+        if nodes.shape != (2,) or nodes[0] != nodes[1]:
             raise ValueError(f"the placement policy chooses (task node, data node), got action space {action_space}.")
         shape = observation_space.shape or ()
-        self.layout = ObservationLayout(nodes[0], ObservationKind.FULL)
+        self.layout = ObservationLayout(int(nodes[0]), ObservationKind.FULL)
         if shape != (self.layout.size,):
             raise ValueError(
                 f"the placement policy reads the full observation of {self.layout.num_nodes} nodes, shape "
