@@ -6,7 +6,6 @@ Dimension key: B environments, N nodes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,43 +14,9 @@ from gymnasium.utils import seeding
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
+from agents.totals import Totals
 from envs.observation_kernel import Float32
 from envs.world import Rows, World
-
-
-@dataclass
-class Totals:
-    """Sums over decisions since the last `clear`, for the dashboards.
-
-    Attributes:
-        decisions: how many.
-        sums: by name: cost and its parts (reference times), bytes, counts of what happened.
-        placements: how often each (task node, data node) was used, shape (N, N).
-    """
-
-    num_nodes: int
-    decisions: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    placements: npt.NDArray[np.int64] = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Start from nothing."""
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self.decisions = 0
-        self.sums = {}
-        self.placements = np.zeros((self.num_nodes, self.num_nodes), np.int64)
-
-    def add(self, **values: npt.NDArray[Any]) -> None:
-        """Add the sum of each array."""
-        for name, array in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(array.sum())
-
-    def mean(self, name: str) -> float:
-        """Mean per decision of a sum."""
-        return self.sums.get(name, 0.0) / max(self.decisions, 1)
 
 
 class NumaVecEnv(VecEnv):
@@ -110,7 +75,7 @@ class NumaVecEnv(VecEnv):
         rewards, outcome = self.rows.step(np.asarray(self._actions).astype(np.int64, copy=False))
         self.returns += rewards
         self.lengths += 1
-        self._count(rewards)
+        self.totals.count(self.rows, rewards)
         dones = outcome.finished.copy()
         infos = self._infos
         if dones.any():
@@ -127,38 +92,6 @@ class NumaVecEnv(VecEnv):
             self.lengths[ended] = 0
             self.rows.reset(ended)
         return self.rows.observe().copy(), (rewards * self.reward_scale).astype(np.float32), dones, infos
-
-    def _count(self, rewards: npt.NDArray[np.float64]) -> None:
-        """Add the last step to the totals."""
-        simulator = self.rows.simulator
-        outcome, state, machines = simulator.outcome, simulator.state, simulator.machines
-        self.totals.decisions += self.num_envs
-        self.totals.add(
-            cost=-rewards,
-            exec_s=outcome.exec_s,
-            comm_s=outcome.comm_s,
-            wait_s=outcome.wait_s,
-            imbalance=outcome.imbalance,
-            migrations=outcome.migrated,
-            fallbacks=outcome.fell_back,
-            out_of_memory=outcome.out_of_memory,
-            local_bytes=outcome.local_bytes,
-            remote_bytes=outcome.remote_bytes,
-        )
-        placed = outcome.data_node >= 0
-        np.add.at(self.totals.placements, (outcome.task_node[placed], outcome.data_node[placed]), 1)
-        num_nodes = simulator.num_nodes
-        capacity = np.maximum(machines.memory_bytes[state.machine], 1.0)
-        load = state.resource_bytes[:, num_nodes:] * machines.resource_s_per_byte[state.machine, num_nodes:]
-        self.totals.add(
-            memory=(state.memory_used_bytes / capacity).max(axis=1),
-            link_load=load.max(axis=1, initial=0.0) / simulator.window_s,
-        )
-
-    def traffic_bytes(self) -> npt.NDArray[np.float64]:
-        """Recent bytes by initiator and target, averaged over rows, shape (N, N)."""
-        n = self.rows.simulator.num_nodes
-        return np.asarray(self.rows.simulator.state.traffic_bytes.mean(axis=0, dtype=np.float64)).reshape(n, n)
 
     def close(self) -> None:
         """Nothing to close."""

@@ -26,6 +26,7 @@ from numa_rl.simulator.simulator import Simulator
 
 NUM_TIMED_CALLS = 200
 NUM_WARM_UP_CALLS = 10
+NAMED_RULES = ("greedy", "migration-score", "priced-greedy")  # against which the summary names every interval
 COST_COLUMNS = ("cost", "of best rule", "wins", "p99 s")  # first table where one does not fit
 
 
@@ -207,8 +208,20 @@ class Comparison:
         """Those that are not rules."""
         return tuple(standing for standing in self.standings if not standing.is_rule)
 
+    def against_rules(self, standing: Standing) -> dict[str, Interval]:
+        """Its mean cost over each rule's, paired by episode, the cheapest rule first."""
+        return {
+            rule.name: ratio_interval(standing.results.cost, rule.results.cost, np.random.default_rng(self.seed))
+            for rule in self.standings
+            if rule.is_rule
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values."""
+        learned = {
+            standing.name: {name: _interval_dict(ratio) for name, ratio in self.against_rules(standing).items()}
+            for standing in self.learned
+        }
         return {
             "scenario": self.scenario.name,
             "scenario_hash": self.scenario.content_hash,
@@ -217,6 +230,7 @@ class Comparison:
             "decisions_per_episode": self.best_rule.results.response_s.shape[1],
             "seed": self.seed,
             "best_rule": self.best_rule.name,
+            "learned_to_rules": learned,
             "schedulers": [standing.to_dict() for standing in self.standings],
         }
 
@@ -294,10 +308,20 @@ def summary(comparison: Comparison) -> list[str]:
     lines = []
     words = {"better": "beats", "worse": "is worse than", "open": "is not told apart from"}
     for standing in comparison.learned:
-        gap, low, high = (f"{100.0 * (value - 1.0):+.1f}%" for value in _values(standing.ratio))
+        gap, low, high = (_percent(value) for value in _values(standing.ratio))
         lines.append(
             f"{standing.name} {words[standing.verdict]} the best tuned rule, {best.name}: "
             f"cost {gap} (95% interval {low} to {high})."
+        )
+        against = comparison.against_rules(standing)
+        lines.append(
+            f"{standing.name} against the others: "
+            + ", ".join(
+                f"{name} {_percent(ratio.estimate)} ({_percent(ratio.low)} to {_percent(ratio.high)})"
+                for name, ratio in against.items()
+                if name in NAMED_RULES and name != best.name
+            )
+            + "."
         )
     others = [standing for standing in reversed(comparison.standings) if standing is not best]
     worse = [standing.name for standing in others if standing.verdict == "worse"]
@@ -307,6 +331,11 @@ def summary(comparison: Comparison) -> list[str]:
     if close:
         lines.append(f"Not told apart from {best.name}: {', '.join(close)}.")
     return lines
+
+
+def _percent(ratio: float) -> str:
+    """How much more than 1 a ratio is."""
+    return f"{100.0 * (ratio - 1.0):+.1f}%"
 
 
 def _values(interval: Interval) -> tuple[float, float, float]:

@@ -16,8 +16,9 @@ from matplotlib.figure import Figure as Drawing
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Figure, HParam, Logger, TensorBoardOutputFormat
 
-from agents.vec_env import NumaVecEnv
+from agents.totals import Totals
 
+SHOWN_BELOW = 2.0  # times the best rule: costlier ones would flatten the chart; the SCALARS tab has them all
 PARTS = ("total", "exec", "comm", "imbalance", "wait")
 
 
@@ -27,13 +28,13 @@ class Dashboard:
     Args:
         folder: where.
         model: whose own figures (entropy, explained variance, ...) are written too.
-        env: whose totals are written.
+        reference_s: the scenario's unit of time.
         rule_costs: validation cost of every rule, by name.
     """
 
-    def __init__(self, folder: Path, model: PPO, env: NumaVecEnv, rule_costs: Mapping[str, float]) -> None:
+    def __init__(self, folder: Path, model: PPO, reference_s: float, rule_costs: Mapping[str, float]) -> None:
         """Open the event file and lay out the dashboards."""
-        self.env = env
+        self.reference_s = reference_s
         self.rule_costs = dict(rule_costs)
         self.output = TensorBoardOutputFormat(str(folder / "events"))
         self.logger = Logger(str(folder), [self.output])
@@ -42,7 +43,8 @@ class Dashboard:
 
     def _layout(self) -> dict[str, dict[str, list[Any]]]:
         """Custom scalars: one dashboard a question."""
-        rules = [f"rules/{name}" for name in sorted(self.rule_costs)]
+        best = min(self.rule_costs.values())
+        rules = [f"rules/{name}" for name, cost in sorted(self.rule_costs.items()) if cost <= SHOWN_BELOW * best]
         return {
             "Against the rules": {
                 "validation cost": ["Multiline", ["rules/learned", "rules/kept", *rules]],
@@ -54,7 +56,10 @@ class Dashboard:
             },
             "Placement": {
                 "remote access ratio": ["Multiline", ["placement/remote_ratio"]],
-                "link and memory use": ["Multiline", ["placement/link_load", "placement/memory_use"]],
+                "busiest link's load, fullest node's share": [
+                    "Multiline",
+                    ["placement/busiest_link", "placement/fullest_node"],
+                ],
                 "per 100 decisions": [
                     "Multiline",
                     [f"placement/{name}_per_100" for name in ("migrations", "fallbacks", "out_of_memory")],
@@ -83,38 +88,44 @@ class Dashboard:
         for name, value in values.items():
             self.output.writer.add_scalar(name, value, step)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write what happened since the last call, and what the model logged."""
+    def write(self, step: int, values: Mapping[str, float], totals: Totals) -> None:
+        """Write what happened since the last call, and what the model logged; `totals` start anew."""
         for name, value in values.items():
             self.logger.record(name, value)
-        totals = self.env.totals
         if totals.decisions:
-            self._write_totals()
+            self._write_totals(totals)
             totals.clear()
         if "train/entropy_loss" in self.logger.name_to_value:
             self.logger.record("train/entropy", -self.logger.name_to_value["train/entropy_loss"])
         self.logger.dump(step)
 
-    def _write_totals(self) -> None:
-        totals, reference_s = self.env.totals, self.env.world.weights.reference_s
+    def _write_totals(self, totals: Totals) -> None:
         self.logger.record("cost/total", totals.mean("cost"))
         self.logger.record("cost/reward", -totals.mean("cost"))
         for part in ("exec", "comm", "wait"):
-            self.logger.record(f"cost/{part}", totals.mean(f"{part}_s") / reference_s)
+            self.logger.record(f"cost/{part}", totals.mean(f"{part}_s") / self.reference_s)
         self.logger.record("cost/imbalance", totals.mean("imbalance"))
-        moved = totals.sums["local_bytes"] + totals.sums["remote_bytes"]
-        self.logger.record("placement/remote_ratio", totals.sums["remote_bytes"] / max(moved, 1.0))
-        self.logger.record("placement/memory_use", totals.mean("memory"))
-        self.logger.record("placement/link_load", totals.mean("link_load"))
+        self.logger.record("placement/remote_ratio", totals.remote_ratio)
+        self.logger.record("placement/fullest_node", totals.mean("fullest_node"))
+        self.logger.record("placement/busiest_link", totals.mean("busiest_link"))
         for name in ("migrations", "fallbacks", "out_of_memory"):
             self.logger.record(f"placement/{name}_per_100", 100.0 * totals.mean(name))
-        share = totals.placements / max(totals.placements.sum(), 1)
-        hidden = ("stdout", "log", "json", "csv")
-        placements = heat_map(share, "placements: share of decisions", "data node", "task node")
-        self.logger.record("maps/placements", Figure(placements, close=False), exclude=hidden)
-        traffic = self.env.traffic_bytes() / 1e9
-        traffic_map = heat_map(traffic, "recent traffic, GB", "memory of node (target)", "node (initiator)")
-        self.logger.record("maps/traffic", Figure(traffic_map, close=False), exclude=hidden)
+        maps = {
+            "placements": heat_map(
+                100.0 * totals.placements / max(totals.placements.sum(), 1),
+                "where decisions go, % of all",
+                "data node",
+                "task node",
+            ),
+            "traffic": heat_map(
+                totals.traffic_bytes / max(totals.steps, 1) / 1e9,
+                "recent traffic, GB",
+                "memory of node (target)",
+                "node (initiator)",
+            ),
+        }
+        for name, drawing in maps.items():
+            self.logger.record(f"maps/{name}", Figure(drawing, close=False), exclude=("stdout", "log", "json", "csv"))
 
     def flush(self) -> None:
         """Make sure that all is on disk."""

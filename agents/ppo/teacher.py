@@ -25,9 +25,11 @@ from torch import nn
 from agents.heuristics import PricedGreedy
 from agents.ppo.policy import CLOSED, PlacementPolicy
 from agents.ppo.rollouts import Rollouts
+from agents.totals import Totals
 from envs.observation_kernel import Float32
 from envs.world import Rows, World
 
+HOPELESS = 1.0  # times the lowest priced cost: how much worse than the best a candidate need not be told apart
 MOST_WEIGHT = 5.0  # reference times: beyond it a state's weight no longer grows with its cost
 
 F64 = npt.NDArray[np.float64]
@@ -72,7 +74,7 @@ class TeacherConfig:
         """Check the ranges."""
         if self.labels < 0:
             raise ValueError(f"teacher: labels must be >= 0, got {self.labels}.")
-        for name in ("labels_per_update", "num_rows", "depth", "stride", "memory", "batch_size"):
+        for name in ("labels_per_update", "num_rows", "depth", "stride", "memory", "batch_size", "num_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"teacher: {name} must be >= 1, got {getattr(self, name)}.")
         if self.num_candidates < 2:
@@ -126,7 +128,9 @@ class RolloutTeacher:
         self.policy = policy
         self.rows = Rows(world, config.num_rows)
         num_threads = min(config.num_threads, os.cpu_count() or 1)
-        self.rollouts = Rollouts(world, rule, config.num_rows, config.num_candidates, config.depth, num_threads)
+        num_candidates = min(config.num_candidates, policy.layout.num_nodes**2)
+        self.rollouts = Rollouts(world, rule, config.num_rows, num_candidates, config.depth, num_threads)
+        self.totals = Totals(self.rows.simulator.num_nodes)
         self.memory: list[Labels] = []
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
 
@@ -180,7 +184,8 @@ class RolloutTeacher:
 
     def _play(self, pairs: I64) -> None:
         """Decide the next task of every row; rows that end start anew."""
-        _, outcome = self.rows.step(self._split(pairs))
+        rewards, outcome = self.rows.step(self._split(pairs))
+        self.totals.count(self.rows, rewards)
         ended = np.flatnonzero(outcome.finished)
         if ended.size:
             self.rows.reset(ended)
@@ -196,22 +201,28 @@ def learn(
     """Fit the policy's logits to what the candidates cost more or less than each other; returns the mean loss.
 
     Cost differences are taken relative to the state's lowest priced cost, as the prior takes them, and weighed by
-    it: the loss is quadratic for small errors, so that expectations are learned, and linear for large ones.
+    it: the loss is quadratic for small errors, so that expectations are learned, and linear for large ones. A
+    hopeless candidate only has to score low enough.
     """
     together = joined(labels)
     observation = torch.from_numpy(together.observation)
     candidates = torch.from_numpy(together.candidates)
     cost = torch.from_numpy(together.cost.astype(np.float32))
+    likeliest = config.num_candidates - config.num_random
     losses = []
     for batch in torch.split(torch.from_numpy(rng.permutation(len(cost))), config.batch_size):
         rows = observation[batch]
         logits, _ = policy.scorer(rows)
         unit = policy.scorer.unit_cost(rows).unsqueeze(1)
+        weight = unit.clamp(max=MOST_WEIGHT)
         got = logits.gather(1, candidates[batch]) / policy.scorer.log_scale.exp()
-        got = got - got.mean(1, keepdim=True)
         want = -cost[batch] / unit
-        want = want - want.mean(1, keepdim=True)
-        loss = (nn.functional.huber_loss(got, want, reduction="none") * unit.clamp(max=MOST_WEIGHT)).mean()
+        floor = want.amax(1, keepdim=True) - HOPELESS
+        hopeless = want < floor
+        want = want.maximum(floor)
+        error = got - got[:, :likeliest].mean(1, keepdim=True) - want + want[:, :likeliest].mean(1, keepdim=True)
+        error = torch.where(hopeless, error.clamp(min=0.0), error)
+        loss = (nn.functional.huber_loss(error, torch.zeros(()).expand_as(error), reduction="none") * weight).mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(policy.parameters(), 1.0)

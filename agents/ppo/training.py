@@ -235,7 +235,7 @@ class Trainer:
         assert isinstance(policy, PlacementPolicy)
         self.policy = policy
         self.teacher = RolloutTeacher(train, rule, policy, config.teacher)
-        self.dashboard = Dashboard(folder, self.model, self.env, self.rule_costs)
+        self.dashboard = Dashboard(folder, self.model, train.weights.reference_s, self.rule_costs)
         self.update = 0  # updates done
         self.best_cost = np.inf
         self.last_cost = np.inf
@@ -328,10 +328,10 @@ class Trainer:
         self.update += 1
         if self.update % self.config.validate_every == 0 or self.update == self.config.num_updates:
             self._validate()
-        self.dashboard.write(self.decisions, values)
+        teaching = self.update <= self.config.num_teacher_updates
+        self.dashboard.write(self.decisions, values, self.teacher.totals if teaching else self.env.totals)
         best = min(self.rule_costs.values())
         seconds = max(time.monotonic() - self._update_began, 1e-9)
-        teaching = self.update <= self.config.num_teacher_updates
         self.on_progress(
             Progress(
                 update=self.update,
