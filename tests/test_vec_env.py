@@ -1,5 +1,6 @@
 """Stable-Baselines3's face of the simulator: nothing is lost between a row and what SB3 is told of it."""
 
+import os
 import warnings
 from typing import Any
 
@@ -16,7 +17,8 @@ from stable_baselines3.common.vec_env import VecMonitor
 from strategies import toy_machine
 
 import envs  # noqa: F401  (registers the environments)
-from agents.vec_env import NumaVecEnv, Totals
+from agents.totals import Totals
+from agents.vec_env import NumaVecEnv
 from envs.observation import ObservationKind
 from envs.reward import RewardWeights
 from envs.world import Rows, World
@@ -178,7 +180,7 @@ def test_reset_forgets_unfinished_episodes(world):
 
 
 def test_threads_change_nothing(world):
-    one, two = (NumaVecEnv(world, 130, seed=2, num_threads=threads) for threads in (1, 2))
+    one, two = (NumaVecEnv(world, 130, seed=2, num_threads=threads) for threads in (1, min(2, os.cpu_count() or 1)))
     np.testing.assert_array_equal(one.reset(), two.reset())
     for actions in some_actions(2 * NUM_TASKS, num_envs=130):
         for a, b in zip(one.step(actions)[:3], two.step(actions)[:3], strict=True):
@@ -250,32 +252,36 @@ def test_maskable_ppo_never_picks_a_closed_node(crowded):
 def test_totals_are_the_sums_of_what_happened(crowded):
     env, hand = NumaVecEnv(crowded, NUM_ENVS, seed=1, reward_scale=0.5), ByHand(crowded, NUM_ENVS, seed=1)
     env.reset()
-    names = {"exec_s": "exec_s", "comm_s": "comm_s", "wait_s": "wait_s", "imbalance": "imbalance"}
-    names |= {"migrations": "migrated", "fallbacks": "fell_back", "out_of_memory": "out_of_memory"}
-    names |= {"local_bytes": "local_bytes", "remote_bytes": "remote_bytes"}
-    sums = dict.fromkeys(["cost", "memory", "link_load", *names], 0.0)
-    placements = np.zeros((3, 3), int)
+    fields = {"migrations": "migrated", "fallbacks": "fell_back"}
+    for name in ("exec_s", "comm_s", "wait_s", "imbalance", "out_of_memory", "local_bytes", "remote_bytes"):
+        fields[name] = name
+    sums = dict.fromkeys(["cost", "fullest_node", "busiest_link", *fields], 0.0)
+    placements, traffic_bytes = np.zeros((3, 3), int), np.zeros((3, 3))
     count = 6 * NUM_TASKS
     for actions in some_actions(count, nodes=3):
         env.step(actions)
         rewards, outcome = hand.rows.step(actions)
         sums["cost"] -= rewards.sum()
-        for name, field in names.items():
+        for name, field in fields.items():
             sums[name] += getattr(outcome, field).sum()
         for task_node, data_node in zip(outcome.task_node, outcome.data_node, strict=True):
             if data_node >= 0:
                 placements[task_node, data_node] += 1
-        state, topology = hand.rows.simulator.state, crowded.topologies[0]
-        sums["memory"] += (state.memory_used_bytes / topology.memory_bytes).max(axis=1).sum()
-        sums["link_load"] += (state.resource_bytes[:, 3:] / 50.0).max(axis=1).sum() / crowded.window_s
+        state = hand.rows.simulator.state
+        sums["fullest_node"] += (state.memory_used_bytes / [1.2e9, 2e9, 1.5e9]).max(axis=1).sum()
+        sums["busiest_link"] += (state.resource_bytes[:, 3:] / 50.0).max(axis=1).sum()  # a link moves 50 bytes a second
+        traffic_bytes += state.traffic_bytes.reshape(NUM_ENVS, 3, 3).sum(axis=0) / NUM_ENVS
         for row in np.flatnonzero(outcome.finished):
             hand.rows.reset([row])
     assert env.totals.decisions == count * NUM_ENVS
-    assert set(env.totals.sums) == set(sums)
+    assert env.totals.steps == count
     for name, value in sums.items():
-        assert env.totals.sums[name] == pytest.approx(value, rel=1e-6), name
         assert env.totals.mean(name) == pytest.approx(value / (count * NUM_ENVS), rel=1e-6), name
     np.testing.assert_array_equal(env.totals.placements, placements)
+    np.testing.assert_allclose(env.totals.traffic_bytes, traffic_bytes, rtol=1e-6)
+    moved = sums["local_bytes"] + sums["remote_bytes"]
+    assert env.totals.remote_ratio == pytest.approx(sums["remote_bytes"] / moved)
+    assert 0 < env.totals.remote_ratio < 1
     assert placements[:, 1].sum() > 0  # data on the node without cores,
     assert placements[1].sum() == 0  # tasks never
     assert sums["fallbacks"] > 0
@@ -283,34 +289,24 @@ def test_totals_are_the_sums_of_what_happened(crowded):
     assert placements.sum() == count * NUM_ENVS - sums["out_of_memory"]
 
 
-def test_cleared_totals_start_anew():
-    totals = Totals(2)
-    assert totals.mean("cost") == 0.0
-    totals.decisions = 4
-    totals.add(cost=np.array([1.0, 2.0]))
-    totals.add(cost=np.array([3.0, 4.0]))
-    totals.placements[0, 1] = 4
-    assert totals.mean("cost") == 2.5
-    totals.clear()
-    assert (totals.decisions, totals.sums, totals.placements.sum()) == (0, {}, 0)
-
-
-def test_traffic_is_the_mean_over_rows_by_initiator_and_target(world):
+def test_cleared_totals_start_anew(world):
     env = NumaVecEnv(world, NUM_ENVS)
+    totals = env.totals
     env.reset()
-    for actions in some_actions(2):
-        env.step(actions)
-    state = env.rows.simulator.state.traffic_bytes
-    want = sum(row.reshape(NODES, NODES).astype(float) for row in state) / NUM_ENVS
-    np.testing.assert_allclose(env.traffic_bytes(), want)
-    assert want.any()
+    env.step(some_actions(1)[0])
+    assert totals.decisions == NUM_ENVS
+    assert totals.mean("cost") > 0
+    totals.clear()
+    assert (totals.decisions, totals.steps, totals.placements.sum(), totals.traffic_bytes.sum()) == (0, 0, 0, 0)
+    assert totals.mean("cost") == totals.remote_ratio == 0.0
+    assert Totals(2).mean("no such sum") == 0.0
 
 
 def test_a_machine_without_links_has_no_link_load():
     env = NumaVecEnv(World(stream(1), (toy_machine(1, memory_bytes=[1e12]),)), 2)
     env.reset()
     env.step(np.zeros((2, 2), int))
-    assert env.totals.mean("link_load") == 0.0
+    assert env.totals.mean("busiest_link") == 0.0
 
 
 def test_rows_on_machines_of_two_sizes_only_see_nodes_that_exist():
