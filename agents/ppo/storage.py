@@ -179,7 +179,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{path}: not a safetensors file, or a damaged one ({error}).") from error
     try:
         about = json.loads(text or "")
-    except ValueError:
+    except (ValueError, RecursionError):
         about = None
     if not isinstance(about, dict):
         raise ValueError(f"{path}: the metadata must hold a JSON object under {METADATA_KEY!r}; not one of ours.")
