@@ -60,8 +60,8 @@ class Compare:
         for option, path in (("--json", self.json), ("--plot", self.plot)):
             if path is not None:
                 require_writable(path, option)
-        learned = [] if self.policy is None else [_load_policy(self.policy)]
         console = Console()
+        learned = [] if self.policy is None else [_load_policy(self.policy, scenario, console)]
         with console.status("") as status:
             tuned = load_or_tune(scenario, on_rule=lambda name: status.update(f"tuning {name}"))
             comparison = compare(

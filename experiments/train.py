@@ -96,8 +96,13 @@ def train_policy(train: Train, folder: Path, console: Console, *, resume: bool =
             gap = f"vs best rule {standing.gap:+.2%}, kept {standing.best_gap:+.2%}"
             rate = f"{standing.decisions_per_s / 1e3:.1f} k/s"
             bar.update(task, completed=standing.update, description=standing.phase, gap=gap, rate=rate)
+            if not console.is_terminal and standing.validated:  # a log file gets lines, not a bar
+                done = f"{standing.phase} {standing.update}/{standing.num_updates}"
+                console.print(f"{done}  {rate}  {gap}", highlight=False)
 
-        trainer = Trainer(episodes, validation, prior, costs, train.config, folder, about, show)
+        trainer = Trainer(
+            episodes, validation, prior, costs, train.config, folder, about, show, git_revision=git_revision()
+        )
         trainer.dashboard.describe(_flat(asdict(train.config)) | {"scenario": scenario.name})
         if resume:
             trainer.resume()

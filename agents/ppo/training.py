@@ -155,6 +155,7 @@ class Progress:
         decisions_per_s: of the last update.
         gap: validation cost over that of the best rule, minus 1, of the policy as it stands.
         best_gap: the same of the policy that is kept.
+        validated: whether these gaps are new.
     """
 
     update: int
@@ -164,6 +165,7 @@ class Progress:
     decisions_per_s: float
     gap: float
     best_gap: float
+    validated: bool
 
 
 class Trainer:
@@ -176,7 +178,8 @@ class Trainer:
         rule_costs: validation cost of every tuned rule, by name, to show the policy against.
         config: how.
         folder: where the policy, the checkpoint and the event files go.
-        about: JSON values to store with the policy: scenario, revision.
+        about: JSON values that say what is trained: scenario and configuration; a run goes on only if they fit.
+        git_revision: of the code, stored with the policy.
         on_progress: called after every update.
     """
 
@@ -190,6 +193,8 @@ class Trainer:
         folder: Path,
         about: Mapping[str, Any],
         on_progress: Callable[[Progress], None] = lambda progress: None,
+        *,
+        git_revision: str | None = None,
     ) -> None:
         """Make the policy and both phases' machinery."""
         torch.set_num_threads(1)
@@ -200,6 +205,7 @@ class Trainer:
         self.folder = folder
         self.about = dict(about)
         self.on_progress = on_progress
+        self.git_revision = git_revision
         ppo = config.ppo
         prior_cost = self.rule_costs[rule.name]
         self.env = NumaVecEnv(
@@ -326,7 +332,8 @@ class Trainer:
     def _end_update(self, values: Mapping[str, float], decisions: int) -> None:
         """Count the update, validate when it is time, and report."""
         self.update += 1
-        if self.update % self.config.validate_every == 0 or self.update == self.config.num_updates:
+        validates = self.update % self.config.validate_every == 0 or self.update == self.config.num_updates
+        if validates:
             self._validate()
         teaching = self.update <= self.config.num_teacher_updates
         self.dashboard.write(self.decisions, values, self.teacher.totals if teaching else self.env.totals)
@@ -341,6 +348,7 @@ class Trainer:
                 decisions_per_s=decisions / seconds,
                 gap=self.last_cost / best - 1.0,
                 best_gap=self.best_cost / best - 1.0,
+                validated=validates,
             )
         )
 
@@ -356,7 +364,8 @@ class Trainer:
         self.last_cost = float(results.cost.mean())
         if self.last_cost < self.best_cost:
             self.best_cost = self.last_cost
-            about = self.about | {"validation_cost": self.best_cost, "update": self.update}
+            found = {"validation_cost": self.best_cost, "update": self.update, "git_revision": self.git_revision}
+            about = self.about | found
             save_policy(self.policy_path, self.policy, about)
         self.dashboard.validated(self.decisions, self.last_cost, self.best_cost)
 
