@@ -78,14 +78,17 @@ class Compare:
         print_comparison(comparison, console)
 
 
-def _load_policy(path: Path) -> Scheduler:
+def _load_policy(path: Path, scenario: Scenario, console: Console) -> Scheduler:
     """The policy in a file; torch takes a second to import, so only who needs it waits."""
     import torch
 
     from agents.ppo.storage import load_policy
 
     torch.set_num_threads(1)  # the networks are small: more threads only wait for each other
-    policy: Scheduler = load_policy(path)[0]
+    policy, about = load_policy(path)
+    if about.get("scenario_hash") != scenario.content_hash:
+        trained_on = about.get("scenario", "an unknown scenario")
+        console.print(f"The policy was trained on {trained_on}, not on {scenario.name} as it is.", highlight=False)
     return policy
 
 
