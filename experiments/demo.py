@@ -59,7 +59,7 @@ class Demo:
             f"Policy       {policy_path}\n"
             f"Table        {results / 'comparison.json'}\n"
             f"Plot         {results / 'costs.png'}\n"
-            f"TensorBoard  .venv/bin/tensorboard --logdir {self.out}",
+            f"TensorBoard  .venv/bin/tensorboard --logdir {self.out.parent}",
             highlight=False,
             soft_wrap=True,
         )

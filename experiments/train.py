@@ -115,7 +115,7 @@ def train_policy(train: Train, folder: Path, console: Console, *, resume: bool =
             raise SystemExit(INTERRUPTED) from None
     gap = trainer.best_cost / costs[best] - 1.0
     console.print(f"Kept: cost {trainer.best_cost:.3f} per decision, {gap:+.2%} against {best}.", highlight=False)
-    console.print(f"Policy: {trainer.policy_path}\nTensorBoard: tensorboard --logdir {folder}", highlight=False)
+    console.print(f"Policy: {trainer.policy_path}\nTensorBoard: tensorboard --logdir {folder.parent}", highlight=False)
     return trainer.policy_path
 
 
@@ -143,10 +143,10 @@ def prepare(folder: Path, train: Train) -> None:
     if run_file.exists() and not train.overwrite:
         raise ValueError(f"--out must be a folder without a run, got {str(folder)!r}: use --resume or --overwrite.")
     require_writable(run_file, "--out")
-    shutil.rmtree(folder / "events", ignore_errors=True)
     shutil.rmtree(folder / "labels", ignore_errors=True)
-    for name in ("checkpoint.safetensors", "policy.safetensors"):
-        (folder / name).unlink(missing_ok=True)
+    for pattern in ("events.out.tfevents.*", "checkpoint.safetensors", "policy.safetensors"):
+        for path in folder.glob(pattern):
+            path.unlink()
     content = {
         "scenario": train.scenario,
         "train_episodes": train.train_episodes,

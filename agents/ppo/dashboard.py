@@ -36,7 +36,7 @@ class Dashboard:
         """Open the event file and lay out the dashboards."""
         self.reference_s = reference_s
         self.rule_costs = dict(rule_costs)
-        self.output = TensorBoardOutputFormat(str(folder / "events"))
+        self.output = TensorBoardOutputFormat(str(folder))
         self.logger = Logger(str(folder), [self.output])
         model.set_logger(self.logger)
         self.output.writer.add_custom_scalars(self._layout())
