@@ -14,12 +14,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from agents import heuristics
 from agents.heuristics import make_rule, rule_names
 from agents.tuning import NUM_SETTINGS, TunedRule, tune_rule
+from envs import observation_kernel, reward
 from envs.world import World
 from experiments.scenario import Scenario, Split, load_scenario
+from numa_rl.simulator.kernel import source_digest
 
-FORMAT = 1  # of the file; counted up when its meaning, or that of a rule's parameters, changes
+FORMAT = 2  # of the file; counted up when its meaning changes
+CODE_HASH = source_digest([heuristics.__file__, observation_kernel.__file__, reward.__file__])
 NUM_EPISODES = 64
 
 
@@ -142,6 +146,7 @@ def _to_dict(
         "format": FORMAT,
         "scenario": scenario.name,
         "scenario_hash": scenario.content_hash,
+        "code_hash": CODE_HASH,
         "seed": seed,
         "episodes": num_episodes,
         "settings": num_settings,
@@ -153,7 +158,8 @@ def _read(path: Path, scenario: Scenario, seed: int) -> list[TunedRule] | None:
     """The rules in a file, or None if there is none that fits."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        fits = (content["format"], content["scenario_hash"], content["seed"]) == (FORMAT, scenario.content_hash, seed)
+        found = (content["format"], content["scenario_hash"], content["code_hash"], content["seed"])
+        fits = found == (FORMAT, scenario.content_hash, CODE_HASH, seed)
         tuned = [TunedRule(**entry) for entry in content["rules"]]
         for rule in tuned:
             make_rule(rule.name, **rule.parameters)

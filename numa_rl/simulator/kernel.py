@@ -40,9 +40,13 @@ def cache_folder(sources: Sequence[str] = ()) -> str:
 
     numba itself looks for changes only in the file of the function that is called, not in those of what it calls.
     """
+    return str(Path(CACHE_BASE) / f"numba-{source_digest(sources)}")
+
+
+def source_digest(sources: Sequence[str] = ()) -> str:
+    """Short hash of the simulator's source and of these files: results of other sources are not comparable."""
     files = [*sorted(FOLDER.glob("*.py")), *map(Path, sources)]
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in files))
-    return str(Path(CACHE_BASE) / f"numba-{digest.hexdigest()[:16]}")
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def compiled(function: Function, sources: Sequence[str] = ()) -> Function:
