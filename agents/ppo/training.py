@@ -14,9 +14,10 @@ References:
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ F64 = npt.NDArray[np.float64]
 CHECKPOINT_FORMAT = "numa-rl checkpoint 1"
 LABELS_FORMAT = "numa-rl labels 1"
 SAVE_EVERY_S = 30.0
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam remembers of a parameter
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,11 @@ class PPOConfig:
         """Check what Stable-Baselines3 does not."""
         if self.total_timesteps < 0:
             raise ValueError(f"ppo: total_timesteps must be >= 0, got {self.total_timesteps}.")
-        for name in ("num_envs", "n_steps", "batch_size", "n_epochs"):
+        for name in ("num_envs", "n_steps", "n_epochs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"ppo: {name} must be >= 1, got {getattr(self, name)}.")
+        if self.batch_size < 2:  # advantages are normalised by batch
+            raise ValueError(f"ppo: batch_size must be >= 2, got {self.batch_size}.")
         if self.batch_size > self.rollout:
             raise ValueError(f"ppo: batch_size must be <= num_envs x n_steps ({self.rollout}), got {self.batch_size}.")
         if not self.learning_rate > 0:
@@ -276,7 +280,6 @@ class Trainer:
                 loss = self.teacher.update(self.update / self.config.num_teacher_updates, rng)
                 self._keep_labels()
                 self._end_update({"train/teacher_loss": loss}, self.config.teacher.labels_per_update)
-            shutil.rmtree(self.folder / "labels", ignore_errors=True)
             if self.update < self.config.num_updates:
                 self._run_ppo()
             self._take_snapshot(self.env.rows)
@@ -285,11 +288,19 @@ class Trainer:
             self.dashboard.flush()
 
     def _keep_labels(self) -> None:
-        """Keep the newest labels beside the checkpoint, and drop what the teacher has forgotten."""
+        """Keep the newest labels beside the checkpoint."""
         newest = self.teacher.memory[-1]
         tensors = {name: torch.from_numpy(array) for name, array in vars(newest).items()}
         write_tensors(self._labels_path(self.update), tensors, {"format": LABELS_FORMAT})
-        self._labels_path(self.update - self.config.teacher.memory).unlink(missing_ok=True)
+
+    def _drop_labels(self, update: int) -> None:
+        """Drop the labels that a run going on from this update does not need."""
+        oldest = self._labels_path(max(0, update - self.config.teacher.memory))
+        if update >= self.config.num_teacher_updates:
+            shutil.rmtree(oldest.parent, ignore_errors=True)
+        for path in oldest.parent.glob("*.safetensors"):
+            if path.name < oldest.name:
+                path.unlink()
 
     def _recall_labels(self) -> None:
         """Read the labels that the teacher remembered at this update."""
@@ -377,7 +388,7 @@ class Trainer:
                 tensors |= {f"{which}.{index}.{name}": value.clone() for name, value in values.items()}
         for name, array in _row_arrays(self.env if rows is self.env.rows else None, rows).items():
             tensors[f"rows.{name}"] = torch.from_numpy(_bytes(array).copy())
-        about = self.about | {
+        about = self._fixed | {
             "format": CHECKPOINT_FORMAT,
             "update": self.update,
             "best_cost": self.best_cost,
@@ -387,12 +398,19 @@ class Trainer:
         self._snapshot = (tensors, about)
 
     @property
+    def _fixed(self) -> dict[str, Any]:
+        """What a run must have in common with the checkpoint it goes on from: the prior's prices count too."""
+        return self.about | {"policy": asdict(self.policy.config)}
+
+    @property
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"teacher": self.teacher.optimizer, "ppo": self.policy.optimizer}
 
     def _write_checkpoint(self) -> None:
         if self._snapshot is not None:
-            write_tensors(self.checkpoint_path, *self._snapshot)
+            tensors, about = self._snapshot
+            write_tensors(self.checkpoint_path, tensors, about)
+            self._drop_labels(about["update"])  # not before: until now the last checkpoint needed them
             self._saved_at = time.monotonic()
 
     def resume(self) -> None:
@@ -407,13 +425,17 @@ class Trainer:
             raise ValueError(
                 f"{path}: a checkpoint must say format {CHECKPOINT_FORMAT!r}, got {about.get('format')!r}."
             )
-        for key, value in self.about.items():
+        for key, value in self._fixed.items():
             if about.get(key) != value:
                 raise ValueError(f"{path}: {key} must be {value!r} to go on, got {about.get(key)!r}.")
-        numbers = {name: about.get(name) for name in ("update", "best_cost", "last_cost", "n_updates")}
-        for name, number in numbers.items():
+        for name in ("update", "best_cost", "last_cost", "n_updates"):
+            number = about.get(name)
             if isinstance(number, bool) or not isinstance(number, int | float):
                 raise ValueError(f"{path}: {name} must be a number, got {number!r}.")
+        for name, most in (("update", self.config.num_updates), ("n_updates", sys.maxsize)):
+            count = about[name]
+            if not (isinstance(count, int) and 0 <= count <= most):
+                raise ValueError(f"{path}: {name} must be a whole number in 0..{most}, got {count!r}.")
         self.update, self.model._n_updates = int(about["update"]), int(about["n_updates"])
         self.best_cost, self.last_cost = float(about["best_cost"]), float(about["last_cost"])
         load_weights(path, self.policy.scorer, _under("policy.", tensors))
@@ -426,15 +448,13 @@ class Trainer:
         fits = set(saved) == set(arrays) and all(
             saved[name].numel() == array.nbytes and saved[name].dtype == torch.uint8 for name, array in arrays.items()
         )
-        # A run saved between its phases has the teacher's rows; PPO then starts its own.
+        if not fits:
+            raise ValueError(f"{path}: the state of the environments must fit this configuration, and it does not.")
+        for name, array in arrays.items():
+            _bytes(array)[:] = saved[name].numpy()
         if teaching:
             self._recall_labels()
-        if fits:
-            for name, array in arrays.items():
-                _bytes(array)[:] = saved[name].numpy()
-        elif teaching or self.update > self.config.num_teacher_updates:
-            raise ValueError(f"{path}: the state of the environments must fit this configuration, and it does not.")
-        if not teaching and self.update > self.config.num_teacher_updates:
+        elif self.update > self.config.num_teacher_updates:
             self.model._last_obs = self.env.rows.observe().copy()
             self.model._last_episode_starts = self.env.lengths == 0
 
@@ -478,9 +498,12 @@ def _restore_optimizer(path: Path, which: str, optimizer: torch.optim.Optimizer,
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
-        known = index.isdigit() and int(index) < len(parameters) and key in ("step", "exp_avg", "exp_avg_sq")
+        known = index.isdigit() and int(index) < len(parameters) and key in MOMENTS
         if not known or (key != "step" and tensor.shape != parameters[int(index)].shape):
             raise ValueError(f"{path}: optimiser {which} has no place for {name!r} of shape {tuple(tensor.shape)}.")
         state.setdefault(int(index), {})[key] = tensor
+    for number, values in state.items():
+        if len(values) != len(MOMENTS):
+            raise ValueError(f"{path}: optimiser {which} must have {MOMENTS} of parameter {number}, got {[*values]}.")
     saved = optimizer.state_dict()
     optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})
