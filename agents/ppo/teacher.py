@@ -58,12 +58,12 @@ class TeacherConfig:
         ValueError: a count below 1, fewer than 2 candidates, or a rate that is not positive.
     """
 
-    labels: int = 262_144
+    labels: int = 196_608
     labels_per_update: int = 8192
     num_rows: int = 256
     num_candidates: int = 6
     num_random: int = 2
-    depth: int = 30
+    depth: int = 60
     stride: int = 4
     memory: int = 16
     batch_size: int = 1024

@@ -67,12 +67,12 @@ class PPOConfig:
         ValueError: a count below 1, or a batch that is larger than the rollout.
     """
 
-    total_timesteps: int = 1_048_576
+    total_timesteps: int = 524_288
     num_envs: int = 256
     n_steps: int = 128
     batch_size: int = 4096
     n_epochs: int = 2
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-5
     gamma: float = 0.98
     gae_lambda: float = 0.95
     clip_range: float = 0.2
