@@ -21,18 +21,18 @@ Machine = Annotated[MachineShow, tyro.conf.subcommand("show")] | Annotated[Machi
 
 def main() -> None:
     """Run a subcommand; bad input ends with one line on standard error and exit code 2."""
-    command = tyro.cli(
-        Annotated[Demo, tyro.conf.subcommand("demo")]
-        | Annotated[Train, tyro.conf.subcommand("train")]
-        | Annotated[Tune, tyro.conf.subcommand("tune")]
-        | Annotated[Compare, tyro.conf.subcommand("compare")]
-        | Annotated[Machine, tyro.conf.subcommand("machine", description="Show machines: presets and files.")]
-        | Annotated[Bench, tyro.conf.subcommand("bench")],
-        prog="numa-rl",
-        description="Learn where each task should run and where its data should live on a NUMA machine.",
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
-    )
     try:
+        command = tyro.cli(
+            Annotated[Demo, tyro.conf.subcommand("demo")]
+            | Annotated[Train, tyro.conf.subcommand("train")]
+            | Annotated[Tune, tyro.conf.subcommand("tune")]
+            | Annotated[Compare, tyro.conf.subcommand("compare")]
+            | Annotated[Machine, tyro.conf.subcommand("machine", description="Show machines: presets and files.")]
+            | Annotated[Bench, tyro.conf.subcommand("bench")],
+            prog="numa-rl",
+            description="Learn where each task should run and where its data should live on a NUMA machine.",
+            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
+        )
         command.run()
     except (ValueError, OSError) as error:
         print(f"numa-rl: {error}", file=sys.stderr)

@@ -21,7 +21,7 @@ from envs.observation import Observer
 from envs.world import World
 from experiments.plots import plot_costs
 from experiments.scenario import Scenario, Split, load_scenario
-from experiments.tune import load_or_tune, require_writable, world_of, write_json
+from experiments.tune import load_or_tune, require_at_least, require_writable, world_of, write_json
 from numa_rl.simulator.simulator import Simulator
 
 NUM_TIMED_CALLS = 200
@@ -57,6 +57,8 @@ class Compare:
             ValueError: no such scenario or policy, a count out of range, or a file cannot be written.
         """
         scenario = load_scenario(self.scenario)
+        require_at_least(1, self.episodes, "--episodes")
+        require_at_least(0, self.seed, "--seed")
         for option, path in (("--json", self.json), ("--plot", self.plot)):
             if path is not None:
                 require_writable(path, option)

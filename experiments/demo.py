@@ -15,7 +15,7 @@ from experiments.compare import compare, print_comparison
 from experiments.plots import plot_costs
 from experiments.scenario import load_scenario
 from experiments.train import Train, prepare, train_policy
-from experiments.tune import load_or_tune, write_json
+from experiments.tune import load_or_tune, require_at_least, write_json
 
 SCENARIO = "llm-r815"
 
@@ -37,6 +37,7 @@ class Demo:
     def run(self) -> None:
         """Train, compare, write, and say where."""
         console = Console()
+        require_at_least(1, self.episodes, "--episodes")
         scenario = load_scenario(SCENARIO)
         console.print(f"[bold]{scenario.description}[/bold]", highlight=False)
         train = Train(scenario=SCENARIO, overwrite=True, config=self.config)

@@ -18,7 +18,7 @@ from agents.heuristics import PricedGreedy
 from agents.ppo.training import Progress as Standing
 from agents.ppo.training import Trainer, TrainingConfig
 from experiments.scenario import Split, load_scenario
-from experiments.tune import load_or_tune, require_writable, world_of, write_json
+from experiments.tune import load_or_tune, require_at_least, require_writable, world_of, write_json
 
 RUN_FILE = "run.json"
 INTERRUPTED = 130  # exit code of a shell command ended by Ctrl-C
@@ -60,7 +60,10 @@ class Train:
         elif self.scenario is None:
             raise ValueError("--scenario must be given, or --resume with the folder of a run.")
         else:
-            train, folder = self, self.out or Path("runs") / load_scenario(self.scenario).name
+            require_at_least(1, self.train_episodes, "--train-episodes")
+            require_at_least(1, self.validation_episodes, "--validation-episodes")
+            name = load_scenario(self.scenario).name
+            train, folder = self, self.out or Path("runs") / name
             prepare(folder, train)
         train_policy(train, folder, console, resume=self.resume is not None)
 
@@ -104,7 +107,7 @@ def train_policy(train: Train, folder: Path, console: Console, *, resume: bool =
             episodes, validation, prior, costs, train.config, folder, about, show, git_revision=git_revision()
         )
         trainer.dashboard.describe(_flat(asdict(train.config)) | {"scenario": scenario.name})
-        if resume:
+        if resume and trainer.checkpoint_path.exists():  # else it was stopped before its first update
             trainer.resume()
             bar.update(task, completed=trainer.update)
         try:

@@ -168,6 +168,12 @@ def _read(path: Path, scenario: Scenario, seed: int) -> list[TunedRule] | None:
     return tuned if fits and [rule.name for rule in tuned] == rule_names() else None
 
 
+def require_at_least(least: int, count: int, option: str) -> None:
+    """Raise ValueError if a count is too small: here, before anything takes time or is overwritten."""
+    if count < least:
+        raise ValueError(f"{option} must be >= {least}, got {count}.")
+
+
 def require_writable(path: Path, what: str) -> None:
     """Make the folder of a file to be written later, and raise ValueError if the file could not be written there."""
     try:

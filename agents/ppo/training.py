@@ -130,7 +130,8 @@ class TrainingConfig:
     ppo: PPOConfig = field(default_factory=PPOConfig)
 
     def __post_init__(self) -> None:
-        """Check the ranges; the policy's own are checked where it is made."""
+        """Check the ranges, the policy's own too: a run must not begin that cannot go on."""
+        PolicyConfig(node_width=self.node_width, pair_width=self.pair_width, prior_scale=self.prior_scale)
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, got {self.seed}.")
         if self.validate_every < 1:
