@@ -24,6 +24,7 @@ from envs.observation_kernel import Float32, Offsets, Scale, TaskFeature, mask_r
 from envs.reward import RewardWeights
 from numa_rl.simulator.forecast import allocate_scratch
 from numa_rl.simulator.simulator import Simulator
+from numa_rl.simulator.state import Outcome
 
 
 class ObservationKind(StrEnum):
@@ -41,13 +42,13 @@ _FULL_GROUPS = _CHAPTER_GROUPS | {
     "inputs": 1,
     "access": 1,
     "migration": 1,
-    "nodes": 1,
-    "latency": 2,
-    "bandwidth": 2,
     "estimate": 2,
     "congestion": 2,
     "task_mask": 1,
     "data_mask": 1,
+    "nodes": 1,  # from here on what only another machine changes
+    "latency": 2,
+    "bandwidth": 2,
 }
 
 
@@ -157,19 +158,53 @@ class Observer:
         self._routes = np.stack([routes for routes, _ in scratch])
         self._resources = np.stack([resources for _, resources in scratch])
         self._work = np.zeros((simulator.chunks.count, simulator.num_nodes))
+        self._shown = np.full(simulator.num_rows, -1, np.int32)  # the machine whose topology stands in each row
+        self._all_rows = np.arange(simulator.num_rows)
+        self._no_actions = np.zeros((simulator.num_rows, 2), np.int64)
+        self._version = -1
 
-    def observe(self) -> Float32:
-        """The observation of every row, shape (B, size): the buffer itself, which the next call overwrites."""
+    def observe(self, rows: npt.NDArray[np.int64] | None = None) -> Float32:
+        """The observation of every row, shape (B, size): the buffer itself, which the next call overwrites.
+
+        Nothing is done if nothing has happened since the last call.
+
+        Args:
+            rows: only these rows have changed since the last call; any may have by default.
+        """
+        if self._version != self.simulator.version:
+            self._run(self._all_rows if rows is None else rows, None)
+        return self.buffer
+
+    def step(self, actions: npt.NDArray[Any]) -> Outcome:
+        """Step the simulator and observe, row by row: a row's state is fetched from memory once, not twice.
+
+        Args:
+            actions: as for `Simulator.step`.
+
+        Raises:
+            ValueError: as `Simulator.step`.
+        """
+        self._run(self._all_rows, self.simulator.checked(actions))
+        return self.simulator.outcome
+
+    def _run(self, rows: npt.NDArray[np.int64], actions: npt.NDArray[np.int64] | None) -> None:
+        """Write the observation of these rows, which act first if there are actions."""
         sim = self.simulator
-        arrays = (sim.machines, sim.tasks, sim.state, self.layout.offsets, self.scale)
+        acting = (sim.outcome, self._no_actions if actions is None else actions, actions is not None)
+        arrays = (sim.machines, sim.tasks, sim.state, *acting, self.layout.offsets, self.scale)
         numbers = (self.alpha, self.reference_s, sim.window_s)
 
         def observe_chunk(chunk: int, first: int, last: int) -> None:
-            scratch = (self._routes[chunk], self._resources[chunk], self._work[chunk])
-            observe_range(*arrays, *numbers, *scratch, self.buffer, first, last)
+            scratch = (self._routes[chunk], self._resources[chunk], self._work[chunk], self._shown)
+            observe_range(*arrays, *numbers, *scratch, self.buffer, rows, first, last)
 
-        sim.chunks.run(observe_chunk)
-        return self.buffer
+        if len(rows) == sim.num_rows:
+            sim.chunks.run(observe_chunk)
+        else:
+            observe_chunk(0, 0, len(rows))
+        if actions is not None:
+            sim.version += 1
+        self._version = sim.version
 
     def masks(self) -> npt.NDArray[np.bool_]:
         """Which task nodes and which data nodes are open, shape (B, 2 N)."""

@@ -12,7 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from numa_rl.simulator.forecast import forecast
-from numa_rl.simulator.kernel import ZERO, compiled, find_room, has_room, outstanding_work, ready_time, resource_load
+from numa_rl.simulator.kernel import (
+    ZERO,
+    compiled,
+    find_room,
+    has_room,
+    outstanding_work,
+    ready_time,
+    resource_load,
+    step_row,
+)
 
 Float32 = npt.NDArray[np.float32]
 
@@ -168,7 +177,7 @@ def write_topology(machines, state, b, offsets, scale, row):
     latency = row[offsets.latency : offsets.latency + width * width]
     bandwidth = row[offsets.bandwidth : offsets.bandwidth + width * width]
     for i in range(width * width):
-        latency[i] = machines.latency_s[m, i] / scale.latency_s[m]
+        latency[i] = min(machines.latency_s[m, i] / scale.latency_s[m], OBSERVATION_LIMIT)
         slow = machines.pair_s_per_byte[m, i]
         bandwidth[i] = scale.s_per_byte_least[m] / slow if slow > ZERO else ZERO
 
@@ -185,6 +194,9 @@ def observe_range(
     machines,
     tasks,
     state,
+    outcome,
+    actions,
+    acts,
     offsets,
     scale,
     alpha,
@@ -193,17 +205,26 @@ def observe_range(
     routes,
     resources,
     work,
+    shown,
     buffer,
+    rows,
     first,
     last,
 ):
-    """Write the observation of rows `first` to `last`."""
+    """Write the observations of `rows[first:last]`; if `acts`, step each row first, while its state is at hand."""
     width = machines.cores.shape[1]
-    for b in range(first, last):
+    for i in range(first, last):
+        b = rows[i]
+        if acts:
+            step_row(machines, tasks, state, outcome, actions, b, window_s, work)
         row = buffer[b]
         write_chapter(machines, state, b, offsets, reference_s, window_s, work, row)
+        changing = len(row)
         if offsets.task >= 0:
-            write_topology(machines, state, b, offsets, scale, row)
+            changing = offsets.nodes
+            if shown[b] != state.machine[b]:
+                shown[b] = state.machine[b]
+                write_topology(machines, state, b, offsets, scale, row)
             write_masks(machines, tasks, state, b, row, offsets.task_mask, offsets.data_mask)
             estimate = row[offsets.estimate : offsets.estimate + width * width]
             congestion = row[offsets.congestion : offsets.congestion + width * width]
@@ -225,8 +246,6 @@ def observe_range(
                     migration,
                 )
             else:  # the episode is over: there is no task to place
-                clear(row[offsets.task : offsets.nodes])
-                clear(estimate)
-                clear(congestion)
-        for i in range(len(row)):
-            row[i] = min(row[i], OBSERVATION_LIMIT)
+                clear(row[offsets.task : offsets.task_mask])
+        for k in range(changing):
+            row[k] = min(row[k], OBSERVATION_LIMIT)

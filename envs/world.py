@@ -106,7 +106,10 @@ class Rows:
         ]
         episodes, machines = np.array(drawn, np.int64).reshape(-1, 2).T
         horizons = np.ceil(np.asarray(horizon_shares) * self.world.workload.num_tasks).astype(np.int64)
+        if len(index) < self.num_rows:
+            self.observer.observe()  # so that afterwards only these rows are new
         self.simulator.reset(episodes, machines=machines, horizons=horizons, rows=index)
+        self.observer.observe(index)
 
     def _draw_machine(self, row: int) -> int:
         """One of the machines; nothing is drawn when there is only one."""
@@ -115,7 +118,7 @@ class Rows:
 
     def step(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], Outcome]:
         """Decide the next task of every row; returns the reward R, shape (B,), and what led to it."""
-        outcome = self.simulator.step(actions)
+        outcome = self.observer.step(actions)
         return -self.world.weights.cost(outcome), outcome
 
     def observe(self) -> Float32:

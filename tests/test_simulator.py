@@ -652,7 +652,7 @@ def test_a_row_of_eight_nodes_and_256_objects_takes_less_than_64_kib():
 def test_an_action_must_name_a_node_of_the_rows_machine():
     simulator = Simulator([toy_machine(2), toy_machine(3)], toy_workload([Task()]), 2, window_s=1.0)
     simulator.reset(0, machines=[0, 1])
-    simulator._check_actions(np.array([[1, 1], [2, 2]]))
+    simulator.checked(np.array([[1, 1], [2, 2]]))
     with pytest.raises(ValueError, match=r"task node must be in 0\.\.1, got 2 \(row 0\)"):
         simulator.step(np.array([[2, 0], [2, 2]]))
     with pytest.raises(ValueError, match=r"data node must be in 0\.\.2, got -1 \(row 1\)"):

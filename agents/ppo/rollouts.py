@@ -80,10 +80,8 @@ class Rollouts:
         Returns:
             Summed costs -R, shape (B, K).
         """
-        trial: npt.NDArray[Any]
-        now: npt.NDArray[Any]
-        for trial, now in zip(self.trials.state, simulator.state, strict=True):
-            trial.reshape(*candidates.shape, *now.shape[1:])[...] = now[:, None]
+        for name, now in simulator.state._asdict().items():
+            getattr(self.trials.state, name).reshape(*candidates.shape, *now.shape[1:])[...] = now[:, None]
         total = np.zeros(candidates.size)
         arguments = (
             self.trials.machines,

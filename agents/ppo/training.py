@@ -453,6 +453,7 @@ class Trainer:
             raise ValueError(f"{path}: the state of the environments must fit this configuration, and it does not.")
         for name, array in arrays.items():
             _bytes(array)[:] = saved[name].numpy()
+        rows.simulator.version += 1
         if teaching:
             self._recall_labels()
         elif self.update > self.config.num_teacher_updates:

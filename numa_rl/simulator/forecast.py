@@ -17,6 +17,7 @@ from numa_rl.simulator.kernel import (
     find_room,
     latency_factor,
     migration_time,
+    page_time,
     ready_time,
     resource_load,
     shared_s_per_byte,
@@ -25,11 +26,11 @@ from numa_rl.simulator.kernel import (
 from numa_rl.simulator.state import F32, Machines
 
 NUM_ROUTE_ARRAYS = 6
-NUM_RESOURCE_ARRAYS = 5
+NUM_RESOURCE_ARRAYS = 7
 
 
 def allocate_scratch(machines: Machines) -> tuple[F32, F32]:
-    """Working arrays of one thread: (routes, shape (6, N * N); resources, shape (5, R))."""
+    """Working arrays of one thread: (routes, shape (6, N * N); resources, shape (7, R))."""
     n, r = machines.max_nodes, machines.max_resources
     return np.zeros((NUM_ROUTE_ARRAYS, n * n), np.float32), np.zeros((NUM_RESOURCE_ARRAYS, r), np.float32)
 
@@ -131,8 +132,10 @@ def forecast(
                 reading_price[n] += read * (price[y] + price_in[i])
 
     fits = True
+    page_s = page_time(state.objects[b, obj].bytes, machines.page_bytes[m], machines.page_move_s[m])
+    moving, moving_price = resources[5], resources[6]
     for d in range(nodes):
-        migration[d] = ZERO
+        migration[d] = moving[d] = moving_price[d] = ZERO
         target = find_room(machines, state, b, d, obj, size)
         fits &= target == d
         if home >= 0 and target >= 0 and target != home:
@@ -141,10 +144,10 @@ def forecast(
                 pair_s_per_byte[i], controller[home], inward[i], outward[i], ZERO, loaded[i], outstanding
             )
             slower = max(s_per_byte, controller[target])
-            seconds = migration_time(
-                state.objects[b, obj].bytes, slower, loaded[i], machines.page_bytes[m], machines.page_move_s[m]
-            )
-            migration[d] = np.float32(seconds) * per_reference
+            seconds = np.float32(migration_time(state.objects[b, obj].bytes, slower, loaded[i], page_s))
+            migration[d] = seconds * per_reference
+            moving[d] = alpha * seconds
+            moving_price[d] = old_size * (price[home] + price[target] + price_in[i])
 
     for n in range(nodes):
         row = slice(n * width, (n + 1) * width)
@@ -156,19 +159,12 @@ def forecast(
             s_per_byte = stream_s_per_byte(
                 pair[d], controller[d], inward[d], outward[d], write_fraction, loaded[d], outstanding
             )
-            placed[d] = (fixed + max(computing, num_bytes * s_per_byte)) * per_reference
+            placed[d] = (fixed + max(computing, num_bytes * s_per_byte) + moving[d]) * per_reference
         price_in, price_out, crowd = routes[3, row], routes[4, row], congestion[row]
         for d in range(width):
             own = price[d] + read_fraction * price_in[d] + write_fraction * price_out[d]
-            crowd[d] = (num_bytes * own + reading_price[n]) * per_reference
+            crowd[d] = (num_bytes * own + reading_price[n] + moving_price[d]) * per_reference
 
-    if home >= 0:  # what moving the object adds: at most one row, so nothing is done where nothing moves
-        for d in range(nodes):
-            if migration[d] > ZERO:
-                moved = (price[home] + price[d] + routes[3, d * width + home]) * old_size * per_reference
-                for n in range(nodes):
-                    estimate[n * width + d] += alpha * migration[d]
-                    congestion[n * width + d] += moved
     if not fits:
         redirect(machines, state, b, obj, size, estimate, congestion)
     for n in range(nodes):  # a task sent to a node without cores runs elsewhere

@@ -150,13 +150,18 @@ def transfer_cost(machines, state, b, node, target, write_fraction, window_s):
 
 
 @compiled
-def migration_time(num_bytes, s_per_byte, latency_s, page_bytes, page_move_s):
-    """Seconds to move `num_bytes` from one node's memory to another's: transfer [1], and work per page.
+def page_time(num_bytes, page_bytes, page_move_s):
+    """Seconds of kernel work to move as many pages as hold `num_bytes`."""
+    return math.ceil(num_bytes / page_bytes) * page_move_s
+
+
+@compiled
+def migration_time(num_bytes, s_per_byte, latency_s, page_s):
+    """Seconds to move `num_bytes` from one node's memory to another's: transfer [1], and work for its pages.
 
     `s_per_byte` is the slower of reading there and writing here.
     """
-    pages = math.ceil(num_bytes / page_bytes)
-    return num_bytes * s_per_byte + latency_s + pages * page_move_s
+    return num_bytes * s_per_byte + latency_s + page_s
 
 
 @compiled
@@ -166,7 +171,8 @@ def migrate(machines, state, b, source, target, num_bytes, window_s):
     s_per_byte, latency = transfer_cost(machines, state, b, target, source, ZERO, window_s)
     idle = machines.resource_s_per_byte[m, target]
     writing = shared_s_per_byte(idle, resource_load(state.resource_bytes[b, target], idle, window_s))
-    return migration_time(num_bytes, max(s_per_byte, writing), latency, machines.page_bytes[m], machines.page_move_s[m])
+    page_s = page_time(num_bytes, machines.page_bytes[m], machines.page_move_s[m])
+    return migration_time(num_bytes, max(s_per_byte, writing), latency, page_s)
 
 
 @compiled
@@ -418,10 +424,16 @@ def reset_row(tasks, state, b, episode, machine, horizon):
 
 
 @compiled
+def step_row(machines, tasks, state, outcome, actions, b, window_s, work):
+    """Decide and advance row b; a row whose episode is over is left alone."""
+    if state.task[b] < state.horizon[b]:
+        decide(machines, tasks, state, outcome, b, actions[b, 0], actions[b, 1], window_s, work)
+        advance(tasks, state, b, window_s)
+    outcome.finished[b] = state.task[b] >= state.horizon[b]
+
+
+@compiled
 def step_range(machines, tasks, state, outcome, actions, window_s, work, first, last):
-    """Decide and advance rows `first` to `last`; a row whose episode is over is left alone."""
+    """Step rows `first` to `last`."""
     for b in range(first, last):
-        if state.task[b] < state.horizon[b]:
-            decide(machines, tasks, state, outcome, b, actions[b, 0], actions[b, 1], window_s, work)
-            advance(tasks, state, b, window_s)
-        outcome.finished[b] = state.task[b] >= state.horizon[b]
+        step_row(machines, tasks, state, outcome, actions, b, window_s, work)

@@ -62,6 +62,7 @@ class Simulator:
         self.tasks = compile_tasks(workload)
         self.state: State = allocate_state(num_rows, self.machines, workload.num_objects)
         self.outcome: Outcome = allocate_outcome(num_rows)
+        self.version = 0  # counts changes of the state
         self._work = np.zeros((self.chunks.count, self.num_nodes))
 
     @property
@@ -102,6 +103,7 @@ class Simulator:
                 bad = array[(array < low) | (array > high)][0]
                 raise ValueError(f"{name} must be in {low}..{high}, got {bad}.")
             values[name] = array
+        self.version += 1
         for row, episode, machine, horizon in zip(
             index, values["episode"], values["machine"], values["horizon"], strict=True
         ):
@@ -121,13 +123,18 @@ class Simulator:
         Raises:
             ValueError: an action that names no node of the row's machine.
         """
-        actions = self._check_actions(actions)
+        actions = self.checked(actions)
         arrays = (self.machines, self.tasks, self.state, self.outcome, actions, self.window_s)
+        self.version += 1
         self.chunks.run(lambda chunk, first, last: step_range(*arrays, self._work[chunk], first, last))
         return self.outcome
 
-    def _check_actions(self, actions: npt.NDArray[Any]) -> IntArray:
-        """The actions as integers (B, 2), or ValueError naming the rule."""
+    def checked(self, actions: npt.NDArray[Any]) -> IntArray:
+        """The actions as integers, shape (B, 2).
+
+        Raises:
+            ValueError: they are not integers of that shape, or one names no node of the row's machine.
+        """
         array = np.asarray(actions)
         if array.shape != (self.num_rows, 2) or array.dtype.kind not in "iu":
             raise ValueError(
