@@ -191,6 +191,11 @@ def _pooled(nodes: Tensor, groups: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([present.sum(1) / exists.sum(1), present.amax(1)], -1)
 
 
+def _no_schedule(_: float) -> float:
+    """For a policy that is loaded to decide, not to learn; a lambda could not be saved."""
+    return 0.0
+
+
 class PlacementPolicy(ActorCriticPolicy):
     """The pair scorer as a Stable-Baselines3 policy: one categorical over all N^2 pairs.
 
@@ -201,7 +206,6 @@ class PlacementPolicy(ActorCriticPolicy):
         action_space: MultiDiscrete([N, N]).
         lr_schedule: learning rate by remaining progress.
         config: `PolicyConfig` or its fields.
-        compute_dtype: unused by the weights, see `training.PPOConfig`.
     """
 
     def __init__(
@@ -236,7 +240,7 @@ class PlacementPolicy(ActorCriticPolicy):
         return {
             "observation_space": self.observation_space,
             "action_space": self.action_space,
-            "lr_schedule": lambda _: 0.0,
+            "lr_schedule": _no_schedule,
             "config": asdict(self.config),
         }
 
