@@ -193,6 +193,19 @@ def test_the_prior_is_the_rules_cost_to_the_last_digits(seed, num_nodes):
     np.testing.assert_allclose(scorer.unit_cost(observation), lowest, rtol=2e-6, atol=2e-6 * groups["estimate"].max())
 
 
+def test_each_price_has_a_learned_factor_of_its_own():
+    groups = random_groups(np.random.default_rng(1), 4, 3)
+    scorer = PairScorer(ObservationLayout(3), PolicyConfig(6, 5, 2.0, 3.0, 0.1, 1.0))
+    with torch.no_grad():
+        scorer.log_price.copy_(torch.log(torch.tensor([2.0, 0.5, 4.0])))
+    got = scorer.prior_cost(scorer.groups(torch.from_numpy(row_of(groups)))).detach().numpy()
+    np.testing.assert_allclose(got, priced_cost(groups, 4.0, 1.5, 0.4, 1.0), rtol=1e-4)
+    with torch.no_grad():
+        scorer.log_price[2] = 9.0  # never more than the whole migration
+    got = scorer.prior_cost(scorer.groups(torch.from_numpy(row_of(groups)))).detach().numpy()
+    np.testing.assert_allclose(got, priced_cost(groups, 4.0, 1.5, 1.0, 1.0), rtol=1e-4)
+
+
 def test_a_placement_that_costs_one_percent_more_is_as_much_less_likely_as_prior_scale_says():
     groups = random_groups(np.random.default_rng(0), 1, 2, all_open=True)
     config = PolicyConfig(6, 5, 0.0, 0.0, 1.0, 1.0, prior_scale=30.0)
@@ -220,6 +233,17 @@ def test_task_node_and_data_node_are_not_the_same_to_it():
     groups = random_groups(np.random.default_rng(0), 3, 4, all_open=True)
     logits, _ = scores(randomised(make_policy(4).scorer), row_of(groups))
     assert np.abs(logits - logits.transpose(0, 2, 1)).max() > 0.1
+
+
+def test_what_is_known_of_either_node_reaches_the_pair():
+    groups = random_groups(np.random.default_rng(0), 1, 4, all_open=True)
+    groups["estimate"][:] = 1.0
+    groups["migration"][:] = groups["data"][:] = 0.0
+    scorer = randomised(make_policy(4, replace(SMALL, congestion_price=0.0, crowding_price=0.0)).scorer)
+    torch.nn.init.zeros_(scorer.pair.weight)
+    logits, _ = scores(scorer, row_of(groups))
+    assert np.ptp(logits, axis=1).min() > 1e-3  # task nodes differ
+    assert np.ptp(logits, axis=2).min() > 1e-3  # and so do data nodes
 
 
 @given(seeds, st.integers(1, 4), st.integers(1, 3))
@@ -397,6 +421,8 @@ def test_stable_baselines3_trains_saves_and_loads_it(tmp_path):
     model = PPO(PlacementPolicy, env, policy_kwargs={"config": config}, **kwargs)
     model.learn(64)
     assert model.policy.scorer.score.weight.abs().sum() > 0
+    model.policy.save(tmp_path / "policy.pt")
+    assert PlacementPolicy.load(tmp_path / "policy.pt", device="cpu").config == config
     model.save(tmp_path / "model.zip")
     loaded = PPO.load(tmp_path / "model.zip", device="cpu")
     assert loaded.policy.config == config

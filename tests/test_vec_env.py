@@ -51,7 +51,7 @@ def crowded() -> World:
     machine = toy_machine(
         3, cores=[1, 0, 2], memory_bytes=[1.2e9, 2e9, 1.5e9], flops_per_s=[1e9] * 3, outstanding_bytes=1e12
     )
-    return World(stream(), (machine,), RewardWeights(reference_s=1e7), window_s=1.0)
+    return World(stream(), (machine,), RewardWeights(reference_s=1e7), window_s=2.0)
 
 
 def some_actions(count: int, num_envs: int = NUM_ENVS, nodes: int = NODES) -> np.ndarray:
@@ -269,7 +269,7 @@ def test_totals_are_the_sums_of_what_happened(crowded):
                 placements[task_node, data_node] += 1
         state = hand.rows.simulator.state
         sums["fullest_node"] += (state.memory_used_bytes / [1.2e9, 2e9, 1.5e9]).max(axis=1).sum()
-        sums["busiest_link"] += (state.resource_bytes[:, 3:] / 50.0).max(axis=1).sum()  # a link moves 50 bytes a second
+        sums["busiest_link"] += (state.resource_bytes[:, 3:] / 100.0).max(axis=1).sum()  # what a link moves in a window
         traffic_bytes += state.traffic_bytes.reshape(NUM_ENVS, 3, 3).sum(axis=0) / NUM_ENVS
         for row in np.flatnonzero(outcome.finished):
             hand.rows.reset([row])
