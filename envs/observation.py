@@ -24,7 +24,6 @@ from envs.observation_kernel import Float32, Offsets, Scale, TaskFeature, mask_r
 from envs.reward import RewardWeights
 from numa_rl.simulator.forecast import allocate_scratch
 from numa_rl.simulator.simulator import Simulator
-from numa_rl.simulator.state import Outcome
 
 
 class ObservationKind(StrEnum):
@@ -160,7 +159,6 @@ class Observer:
         self._work = np.zeros((simulator.chunks.count, simulator.num_nodes))
         self._shown = np.full(simulator.num_rows, -1, np.int32)  # the machine whose topology stands in each row
         self._all_rows = np.arange(simulator.num_rows)
-        self._no_actions = np.zeros((simulator.num_rows, 2), np.int64)
         self._version = -1
 
     def observe(self, rows: npt.NDArray[np.int64] | None = None) -> Float32:
@@ -171,40 +169,23 @@ class Observer:
         Args:
             rows: only these rows have changed since the last call; any may have by default.
         """
-        if self._version != self.simulator.version:
-            self._run(self._all_rows if rows is None else rows, None)
-        return self.buffer
-
-    def step(self, actions: npt.NDArray[Any]) -> Outcome:
-        """Step the simulator and observe, row by row: a row's state is fetched from memory once, not twice.
-
-        Args:
-            actions: as for `Simulator.step`.
-
-        Raises:
-            ValueError: as `Simulator.step`.
-        """
-        self._run(self._all_rows, self.simulator.checked(actions))
-        return self.simulator.outcome
-
-    def _run(self, rows: npt.NDArray[np.int64], actions: npt.NDArray[np.int64] | None) -> None:
-        """Write the observation of these rows, which act first if there are actions."""
         sim = self.simulator
-        acting = (sim.outcome, self._no_actions if actions is None else actions, actions is not None)
-        arrays = (sim.machines, sim.tasks, sim.state, *acting, self.layout.offsets, self.scale)
+        if self._version == sim.version:
+            return self.buffer
+        index = self._all_rows if rows is None else rows
+        arrays = (sim.machines, sim.tasks, sim.state, self.layout.offsets, self.scale)
         numbers = (self.alpha, self.reference_s, sim.window_s)
 
         def observe_chunk(chunk: int, first: int, last: int) -> None:
             scratch = (self._routes[chunk], self._resources[chunk], self._work[chunk], self._shown)
-            observe_range(*arrays, *numbers, *scratch, self.buffer, rows, first, last)
+            observe_range(*arrays, *numbers, *scratch, self.buffer, index, first, last)
 
-        if len(rows) == sim.num_rows:
+        if rows is None:
             sim.chunks.run(observe_chunk)
         else:
-            observe_chunk(0, 0, len(rows))
-        if actions is not None:
-            sim.version += 1
+            observe_chunk(0, 0, len(index))
         self._version = sim.version
+        return self.buffer
 
     def masks(self) -> npt.NDArray[np.bool_]:
         """Which task nodes and which data nodes are open, shape (B, 2 N)."""

@@ -118,7 +118,7 @@ class Rows:
 
     def step(self, actions: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], Outcome]:
         """Decide the next task of every row; returns the reward R, shape (B,), and what led to it."""
-        outcome = self.observer.step(actions)
+        outcome = self.simulator.step(actions)
         return -self.world.weights.cost(outcome), outcome
 
     def observe(self) -> Float32:

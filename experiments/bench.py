@@ -98,9 +98,11 @@ class Bench:
             rows.reset()
             for step in range(WARM_UP_STEPS):
                 rows.step(actions[step])
+                rows.observe()
             began = time.perf_counter()
             for step in range(WARM_UP_STEPS, WARM_UP_STEPS + self.steps):
                 rows.step(actions[step])
+                rows.observe()
             rates.append(self.steps * batch / (time.perf_counter() - began))
         return float(np.median(rates[1:]))
 

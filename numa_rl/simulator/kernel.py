@@ -23,6 +23,11 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from numa_rl.simulator.state import OBJECT
 
 FOLDER = Path(__file__).parent
 CACHE_BASE = os.environ.get("NUMBA_CACHE_DIR") or str(FOLDER / "__pycache__")
@@ -32,6 +37,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 ONE = np.float32(1.0)
 ZERO = np.float32(0.0)
 NO_ROOM = np.float32(1e-9)  # keeps r(u) finite beyond u = 1 / c, where it is `saturated` anyway
+OBJECT_BYTES = OBJECT.itemsize
+AHEAD = 3  # rows between asking for an object's cache lines and using them
 FASTMATH = {"nnan", "nsz", "arcp"}  # nothing here that lets the order of operations change
 
 
@@ -62,6 +69,38 @@ def compiled(function: Function, sources: Sequence[str] = ()) -> Function:
     options: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "forceinline": True, "_nrt": False}
     jitted: Function = numba.njit(cache=True, nogil=True, **options)(function)
     return jitted
+
+
+def _prefetch(typing_context, array, num_bytes):
+    """Ask the processor for the cache line `num_bytes` into the array, without waiting for it."""
+    del typing_context
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        byte, word = ir.IntType(8), ir.IntType(32)
+        address = builder.gep(builder.bitcast(data, byte.as_pointer()), [arguments[1]])
+        kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [address, *(ir.Constant(word, value) for value in (1, 3, 1))])  # write, keep, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+prefetch: Any = intrinsic(_prefetch)
+
+
+@compiled
+def fetch_objects(tasks, state, b, width):
+    """Ask for what row b's next task will touch of its objects: they lie anywhere, and nothing else foresees them."""
+    e, t = state.episode[b], state.task[b]
+    if t < tasks.object.shape[1]:
+        objects = state.objects.shape[1]
+        for p in range(-1, tasks.inputs.shape[2]):
+            obj = tasks.object[e, t] if p < 0 else tasks.inputs[e, t, p]
+            if obj >= 0:
+                prefetch(state.objects, (b * objects + obj) * OBJECT_BYTES)
+                prefetch(state.access_bytes, (b * objects + obj) * width * 4)
 
 
 @compiled
@@ -424,16 +463,12 @@ def reset_row(tasks, state, b, episode, machine, horizon):
 
 
 @compiled
-def step_row(machines, tasks, state, outcome, actions, b, window_s, work):
-    """Decide and advance row b; a row whose episode is over is left alone."""
-    if state.task[b] < state.horizon[b]:
-        decide(machines, tasks, state, outcome, b, actions[b, 0], actions[b, 1], window_s, work)
-        advance(tasks, state, b, window_s)
-    outcome.finished[b] = state.task[b] >= state.horizon[b]
-
-
-@compiled
 def step_range(machines, tasks, state, outcome, actions, window_s, work, first, last):
-    """Step rows `first` to `last`."""
+    """Decide and advance rows `first` to `last`; a row whose episode is over is left alone."""
     for b in range(first, last):
-        step_row(machines, tasks, state, outcome, actions, b, window_s, work)
+        if b + AHEAD < last:
+            fetch_objects(tasks, state, b + AHEAD, machines.cores.shape[1])
+        if state.task[b] < state.horizon[b]:
+            decide(machines, tasks, state, outcome, b, actions[b, 0], actions[b, 1], window_s, work)
+            advance(tasks, state, b, window_s)
+        outcome.finished[b] = state.task[b] >= state.horizon[b]
