@@ -191,45 +191,6 @@ def clear(values):
 
 
 @compiled
-def observe_row(
-    machines, tasks, state, b, offsets, scale, alpha, reference_s, window_s, routes, resources, work, shown, row
-):
-    """Write the observation of row b."""
-    width = machines.cores.shape[1]
-    write_chapter(machines, state, b, offsets, reference_s, window_s, work, row)
-    changing = len(row)
-    if offsets.task >= 0:
-        changing = offsets.nodes
-        if shown[b] != state.machine[b]:
-            shown[b] = state.machine[b]
-            write_topology(machines, state, b, offsets, scale, row)
-        write_masks(machines, tasks, state, b, row, offsets.task_mask, offsets.data_mask)
-        estimate = row[offsets.estimate : offsets.estimate + width * width]
-        congestion = row[offsets.congestion : offsets.congestion + width * width]
-        migration = row[offsets.migration : offsets.migration + width]
-        if state.task[b] < tasks.arrival_s.shape[1]:
-            write_task(machines, tasks, state, b, offsets, scale, reference_s, window_s, row)
-            forecast(
-                machines,
-                tasks,
-                state,
-                b,
-                alpha,
-                reference_s,
-                window_s,
-                routes,
-                resources,
-                estimate,
-                congestion,
-                migration,
-            )
-        else:  # the episode is over: there is no task to place
-            clear(row[offsets.task : offsets.task_mask])
-    for k in range(changing):
-        row[k] = min(row[k], OBSERVATION_LIMIT)
-
-
-@compiled
 def observe_range(
     machines,
     tasks,
@@ -249,23 +210,40 @@ def observe_range(
     last,
 ):
     """Write the observations of `rows[first:last]`."""
+    width = machines.cores.shape[1]
     for i in range(first, last):
         if offsets.task >= 0 and i + AHEAD < last:
-            fetch_objects(tasks, state, rows[i + AHEAD], machines.cores.shape[1])
+            fetch_objects(tasks, state, rows[i + AHEAD], width)
         b = rows[i]
-        observe_row(
-            machines,
-            tasks,
-            state,
-            b,
-            offsets,
-            scale,
-            alpha,
-            reference_s,
-            window_s,
-            routes,
-            resources,
-            work,
-            shown,
-            buffer[b],
-        )
+        row = buffer[b]
+        write_chapter(machines, state, b, offsets, reference_s, window_s, work, row)
+        changing = len(row)
+        if offsets.task >= 0:
+            changing = offsets.nodes
+            if shown[b] != state.machine[b]:
+                shown[b] = state.machine[b]
+                write_topology(machines, state, b, offsets, scale, row)
+            write_masks(machines, tasks, state, b, row, offsets.task_mask, offsets.data_mask)
+            estimate = row[offsets.estimate : offsets.estimate + width * width]
+            congestion = row[offsets.congestion : offsets.congestion + width * width]
+            migration = row[offsets.migration : offsets.migration + width]
+            if state.task[b] < tasks.arrival_s.shape[1]:
+                write_task(machines, tasks, state, b, offsets, scale, reference_s, window_s, row)
+                forecast(
+                    machines,
+                    tasks,
+                    state,
+                    b,
+                    alpha,
+                    reference_s,
+                    window_s,
+                    routes,
+                    resources,
+                    estimate,
+                    congestion,
+                    migration,
+                )
+            else:  # the episode is over: there is no task to place
+                clear(row[offsets.task : offsets.task_mask])
+        for k in range(changing):
+            row[k] = min(row[k], OBSERVATION_LIMIT)

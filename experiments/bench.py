@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from stable_baselines3 import PPO
 
+from agents.ppo.config import PPOConfig
 from agents.ppo.policy import PlacementPolicy
-from agents.ppo.training import PPOConfig
 from agents.vec_env import NumaVecEnv
 from envs.observation import ObservationKind
 from envs.world import Rows, World

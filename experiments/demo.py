@@ -9,8 +9,8 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from agents.ppo.config import TrainingConfig
 from agents.ppo.storage import load_policy
-from agents.ppo.training import TrainingConfig
 from experiments.compare import compare, print_comparison
 from experiments.plots import plot_costs
 from experiments.scenario import load_scenario

@@ -15,8 +15,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from agents.evaluation import evaluate
 from agents.heuristics import PricedGreedy
+from agents.ppo.config import TrainingConfig
 from agents.ppo.training import Progress as Standing
-from agents.ppo.training import Trainer, TrainingConfig
+from agents.ppo.training import Trainer
 from experiments.scenario import Split, load_scenario
 from experiments.tune import load_or_tune, require_at_least, require_writable, world_of, write_json
 

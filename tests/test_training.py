@@ -18,10 +18,10 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from agents.evaluation import evaluate
 from agents.heuristics import PricedGreedy, make_rule
 from agents.ppo import training
+from agents.ppo.config import PPOConfig, TeacherConfig, TrainingConfig
 from agents.ppo.dashboard import Dashboard
 from agents.ppo.storage import load_policy, read_tensors, write_tensors
-from agents.ppo.teacher import TeacherConfig
-from agents.ppo.training import PPOConfig, Progress, Trainer, TrainingConfig
+from agents.ppo.training import Progress, Trainer
 from envs.world import World
 from experiments.scenario import Split, load_scenario
 from experiments.tune import world_of

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from agents.heuristics import PricedGreedy
+from agents.ppo.config import TeacherConfig
 from agents.ppo.policy import CLOSED, PlacementPolicy
 from agents.ppo.rollouts import Rollouts
 from agents.totals import Totals
@@ -34,55 +35,6 @@ MOST_WEIGHT = 5.0  # reference times: beyond it a state's weight no longer grows
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class TeacherConfig:
-    """How the teacher tries and teaches.
-
-    Attributes:
-        labels: how many states to label in all; 0 leaves the teacher out.
-        labels_per_update: how many between two rounds of fitting.
-        num_rows: B, states labelled at once.
-        num_candidates: K, placements tried in each state.
-        num_random: how many of them are drawn from all open ones; the others are the likeliest by the policy as it
-            stands. Without any, nothing would hold down the score of a placement that is never tried.
-        depth: decisions followed after each candidate; about the time for which a placement is felt.
-        stride: decisions between labelled states of a row, so that labels differ.
-        memory: updates whose labels are fitted again with the newest: a label costs far more than a gradient step.
-        batch_size: labels in a gradient step.
-        learning_rate: of Adam at the start; it falls linearly to a twentieth.
-        num_threads: threads that try candidates; more or fewer change no result.
-
-    Raises:
-        ValueError: a count below 1, fewer than 2 candidates, or a rate that is not positive.
-    """
-
-    labels: int = 196_608
-    labels_per_update: int = 8192
-    num_rows: int = 256
-    num_candidates: int = 6
-    num_random: int = 2
-    depth: int = 60
-    stride: int = 4
-    memory: int = 16
-    batch_size: int = 1024
-    learning_rate: float = 1e-3
-    num_threads: int = 2
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        if self.labels < 0:
-            raise ValueError(f"teacher: labels must be >= 0, got {self.labels}.")
-        for name in ("labels_per_update", "num_rows", "depth", "stride", "memory", "batch_size", "num_threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"teacher: {name} must be >= 1, got {getattr(self, name)}.")
-        if self.num_candidates < 2:
-            raise ValueError(f"teacher: num_candidates must be >= 2, got {self.num_candidates}.")
-        if not 0 <= self.num_random < self.num_candidates:
-            raise ValueError(f"teacher: num_random must be in 0..{self.num_candidates - 1}, got {self.num_random}.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"teacher: learning_rate must be > 0, got {self.learning_rate}.")
 
 
 @dataclass(frozen=True, eq=False)

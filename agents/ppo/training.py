@@ -17,7 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,11 @@ from torch import Tensor
 
 from agents.evaluation import evaluate
 from agents.heuristics import PricedGreedy
+from agents.ppo.config import TrainingConfig
 from agents.ppo.dashboard import Dashboard
 from agents.ppo.policy import PlacementPolicy, PolicyConfig
 from agents.ppo.storage import LearnedScheduler, load_weights, read_tensors, save_policy, write_tensors
-from agents.ppo.teacher import Labels, RolloutTeacher, TeacherConfig
+from agents.ppo.teacher import Labels, RolloutTeacher
 from agents.vec_env import NumaVecEnv
 from envs.world import Rows, World
 
@@ -44,108 +45,6 @@ CHECKPOINT_FORMAT = "numa-rl checkpoint 1"
 LABELS_FORMAT = "numa-rl labels 1"
 SAVE_EVERY_S = 30.0
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam remembers of a parameter
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """Stable-Baselines3's PPO, by its own names.
-
-    Attributes:
-        total_timesteps: decisions to train on; 0 leaves PPO out.
-        num_envs: B, environments stepped together.
-        n_steps: decisions of each environment in a rollout.
-        batch_size: decisions in a gradient step.
-        n_epochs: passes over a rollout.
-        learning_rate: of Adam at the start; it falls linearly to zero.
-        gamma: discount of later decisions.
-        gae_lambda: of the generalised advantage estimate.
-        clip_range: how far a probability ratio may move.
-        ent_coef: weight of the entropy.
-        target_kl: a rollout's updates stop beyond this Kullback-Leibler divergence.
-
-    Raises:
-        ValueError: a count below 1, or a batch that is larger than the rollout.
-    """
-
-    total_timesteps: int = 524_288
-    num_envs: int = 256
-    n_steps: int = 128
-    batch_size: int = 4096
-    n_epochs: int = 2
-    learning_rate: float = 3e-5
-    gamma: float = 0.98
-    gae_lambda: float = 0.95
-    clip_range: float = 0.2
-    ent_coef: float = 0.0
-    target_kl: float = 0.01
-
-    def __post_init__(self) -> None:
-        """Check what Stable-Baselines3 does not."""
-        if self.total_timesteps < 0:
-            raise ValueError(f"ppo: total_timesteps must be >= 0, got {self.total_timesteps}.")
-        for name in ("num_envs", "n_steps", "n_epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ppo: {name} must be >= 1, got {getattr(self, name)}.")
-        if self.batch_size < 2:  # advantages are normalised by batch
-            raise ValueError(f"ppo: batch_size must be >= 2, got {self.batch_size}.")
-        if self.batch_size > self.rollout:
-            raise ValueError(f"ppo: batch_size must be <= num_envs x n_steps ({self.rollout}), got {self.batch_size}.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"ppo: learning_rate must be > 0, got {self.learning_rate}.")
-        for name in ("gamma", "gae_lambda"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"ppo: {name} must be in [0, 1), got {getattr(self, name)}.")
-
-    @property
-    def rollout(self) -> int:
-        """Decisions in a rollout."""
-        return self.num_envs * self.n_steps
-
-    @property
-    def num_updates(self) -> int:
-        """Rollouts in all."""
-        return -(-self.total_timesteps // self.rollout)
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Everything that decides how a run goes, but for the scenario.
-
-    Attributes:
-        seed: of all that is random.
-        node_width: width of the node encoder.
-        pair_width: width of the pair encoder.
-        prior_scale: how sharply the untrained policy prefers what the rule prefers.
-        validate_every: updates between two validations.
-        teacher: the first phase.
-        ppo: the second phase.
-    """
-
-    seed: int = 0
-    node_width: int = 32
-    pair_width: int = 12
-    prior_scale: float = 20.0
-    validate_every: int = 4
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    ppo: PPOConfig = field(default_factory=PPOConfig)
-
-    def __post_init__(self) -> None:
-        """Check the ranges, the policy's own too: a run must not begin that cannot go on."""
-        PolicyConfig(node_width=self.node_width, pair_width=self.pair_width, prior_scale=self.prior_scale)
-        if self.seed < 0:
-            raise ValueError(f"seed must be >= 0, got {self.seed}.")
-        if self.validate_every < 1:
-            raise ValueError(f"validate_every must be >= 1, got {self.validate_every}.")
-
-    @property
-    def num_updates(self) -> int:
-        """Updates of both phases."""
-        return self.num_teacher_updates + self.ppo.num_updates
-
-    @property
-    def num_teacher_updates(self) -> int:
-        """Updates of the first phase."""
-        return -(-self.teacher.labels // self.teacher.labels_per_update)
 
 
 @dataclass(frozen=True)
