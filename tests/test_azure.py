@@ -4,12 +4,6 @@ import numpy as np
 import pytest
 
 from numa_rl.workloads.azure import read_azure_trace
-from numa_rl.workloads.llm_serving import (
-    AZURE_CONTEXT_SIGMA,
-    AZURE_GENERATED_SIGMA,
-    AZURE_MEDIAN_CONTEXT_TOKENS,
-    AZURE_MEDIAN_GENERATED_TOKENS,
-)
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens"
 REAL = Path(__file__).parents[2] / "shared/data/traces/AzureLLMInferenceTrace_conv_2023.csv"
@@ -91,23 +85,3 @@ def azure_trace():
 def test_the_published_trace_has_its_requests(azure_trace):
     assert azure_trace.num_requests == 19_366
     assert azure_trace.arrival_s[-1] == pytest.approx(3501.72, abs=0.01)
-
-
-def test_the_fit_is_the_maximum_likelihood_lognormal(azure_trace):
-    for tokens, median, sigma in (
-        (azure_trace.context_tokens, AZURE_MEDIAN_CONTEXT_TOKENS, AZURE_CONTEXT_SIGMA),
-        (azure_trace.generated_tokens, AZURE_MEDIAN_GENERATED_TOKENS, AZURE_GENERATED_SIGMA),
-    ):
-        logarithm = np.log(tokens)
-        assert np.exp(logarithm.mean()) == pytest.approx(median, rel=0.005)
-        assert logarithm.std() == pytest.approx(sigma, rel=0.005)
-
-
-def test_the_fit_is_near_the_medians_and_means_of_the_trace(azure_trace):
-    # Lognormal mean: median x exp(sigma^2 / 2).
-    for tokens, median, sigma in (
-        (azure_trace.context_tokens, AZURE_MEDIAN_CONTEXT_TOKENS, AZURE_CONTEXT_SIGMA),
-        (azure_trace.generated_tokens, AZURE_MEDIAN_GENERATED_TOKENS, AZURE_GENERATED_SIGMA),
-    ):
-        assert median == pytest.approx(np.median(tokens), rel=0.30)
-        assert median * np.exp(sigma**2 / 2) == pytest.approx(tokens.mean(), rel=0.10)
