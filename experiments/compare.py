@@ -318,16 +318,13 @@ def summary(comparison: Comparison) -> list[str]:
             f"{standing.name} {words[standing.verdict]} the best tuned rule, {best.name}: "
             f"cost {gap} (95% interval {low} to {high})."
         )
-        against = comparison.against_rules(standing)
-        lines.append(
-            f"{standing.name} against the others: "
-            + ", ".join(
-                f"{name} {_percent(ratio.estimate)} ({_percent(ratio.low)} to {_percent(ratio.high)})"
-                for name, ratio in against.items()
-                if name in NAMED_RULES and name != best.name
-            )
-            + "."
-        )
+        against = [
+            f"{name} {_percent(ratio.estimate)} ({_percent(ratio.low)} to {_percent(ratio.high)})"
+            for name, ratio in comparison.against_rules(standing).items()
+            if name in NAMED_RULES and name != best.name
+        ]
+        if against:
+            lines.append(f"{standing.name} against the others: {', '.join(against)}.")
     others = [standing for standing in reversed(comparison.standings) if standing is not best]
     worse = [standing.name for standing in others if standing.verdict == "worse"]
     close = [standing.name for standing in others if standing.verdict == "open" and standing.is_rule]

@@ -66,7 +66,7 @@ class Dashboard:
                 ],
             },
             "Learning": {
-                "entropy": ["Multiline", ["train/entropy"]],
+                "entropy": ["Multiline", ["train/entropy$"]],
                 "explained variance": ["Multiline", ["train/explained_variance"]],
                 "step size": ["Multiline", ["train/approx_kl", "train/clip_fraction"]],
                 "losses": ["Multiline", ["train/teacher_loss", "train/value_loss"]],
