@@ -234,6 +234,11 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(whole, make, tmp_path, wi
     assert same_checkpoint(resumed.checkpoint_path, whole[0].checkpoint_path)
     assert resumed.policy_path.read_bytes() == whole[0].policy_path.read_bytes()
     assert not (tmp_path / "labels").exists()
+    episodes, all_episodes = (
+        [(episode["r"], episode["l"]) for episode in trainer.model.ep_info_buffer] for trainer in (resumed, whole[0])
+    )
+    assert episodes  # those cut in two by the interruption are counted whole
+    assert episodes == all_episodes[-len(episodes) :]
 
 
 @pytest.mark.parametrize("memory", [2, 5])
