@@ -1,41 +1,33 @@
-"""The command `numa-rl`: one subcommand for each typed dataclass below."""
+"""The command `numa-rl`."""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
-
-import tyro
-
-from experiments.bench import Bench
-from experiments.compare import Compare
-from experiments.demo import Demo
-from experiments.machine import MachineList, MachineShow
-from experiments.train import Train
-from experiments.tune import Tune
 
 BAD_INPUT = 2  # exit code
-
-Machine = Annotated[MachineShow, tyro.conf.subcommand("show")] | Annotated[MachineList, tyro.conf.subcommand("list")]
+INTERRUPTED = 130  # exit code of a shell command ended by Ctrl-C
 
 
 def main() -> None:
     """Run a subcommand; bad input ends with one line on standard error and exit code 2."""
     try:
-        command = tyro.cli(
-            Annotated[Demo, tyro.conf.subcommand("demo")]
-            | Annotated[Train, tyro.conf.subcommand("train")]
-            | Annotated[Tune, tyro.conf.subcommand("tune")]
-            | Annotated[Compare, tyro.conf.subcommand("compare")]
-            | Annotated[Machine, tyro.conf.subcommand("machine", description="Show machines: presets and files.")]
-            | Annotated[Bench, tyro.conf.subcommand("bench")],
-            prog="numa-rl",
-            description="Learn where each task should run and where its data should live on a NUMA machine.",
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
-        )
-        command.run()
+        from experiments.commands import parse  # takes seconds, in which a person may press Ctrl-C
+
+        parse().run()
+    except MemoryError as error:
+        _end(f"not enough memory for what was asked for: {error}", BAD_INPUT)
+    except OverflowError as error:
+        _end(f"a number is too large or too small: {error}", BAD_INPUT)
     except (ValueError, OSError) as error:
-        print(f"numa-rl: {error}", file=sys.stderr)
-        raise SystemExit(BAD_INPUT) from None
+        _end(str(error), BAD_INPUT)
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        _end("stopped", INTERRUPTED)
+
+
+def _end(message: str, code: int) -> None:
+    print(f"numa-rl: {message}", file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -62,6 +62,8 @@ class Compare:
         for option, path in (("--json", self.json), ("--plot", self.plot)):
             if path is not None:
                 require_writable(path, option)
+        if self.plot is not None and self.plot.suffix.lower() != ".png":
+            raise ValueError(f"--plot must be a .png file, got {str(self.plot)!r}.")
         console = Console()
         learned = [] if self.policy is None else [_load_policy(self.policy, scenario, console)]
         with console.status("") as status:

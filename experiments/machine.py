@@ -56,7 +56,7 @@ class MachineList:
     """List the machines that go by a name.
 
     Attributes:
-        json: print one JSON object, name to description, instead of a table.
+        json: print one JSON object, from name to all of the machine's figures, instead of a table.
     """
 
     json: bool = False

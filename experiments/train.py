@@ -18,11 +18,11 @@ from agents.heuristics import PricedGreedy
 from agents.ppo.config import TrainingConfig
 from agents.ppo.training import Progress as Standing
 from agents.ppo.training import Trainer
+from experiments.cli import INTERRUPTED
 from experiments.scenario import Split, load_scenario
 from experiments.tune import load_or_tune, require_at_least, require_writable, world_of, write_json
 
 RUN_FILE = "run.json"
-INTERRUPTED = 130  # exit code of a shell command ended by Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Train:
     Watch it with `tensorboard --logdir runs`. Ctrl-C saves; `--resume` goes on as if nothing had happened.
 
     Attributes:
-        scenario: a scenario's name, or the path of its TOML file. With --resume, the run's own.
+        scenario: a scenario's name, or the path of its TOML file.
         out: folder of the run; runs/<scenario> by default.
-        resume: go on with the run in this folder.
+        resume: go on with the run in this folder, as it was begun; takes no other options.
         overwrite: start anew in a folder that holds a run.
         train_episodes: how many episodes to learn from.
         validation_episodes: how many episodes to choose the best policy by.
@@ -57,6 +57,8 @@ class Train:
         """
         console = Console()
         if self.resume is not None:
+            if self != Train(resume=self.resume):
+                raise ValueError("--resume takes no other options: the run goes on as it was begun.")
             train, folder = _read_run(self.resume), self.resume
         elif self.scenario is None:
             raise ValueError("--scenario must be given, or --resume with the folder of a run.")

@@ -31,6 +31,7 @@ DEFAULT_OUTSTANDING_BYTES = 16 * 64
 # shootdown, remap (Lameter, "NUMA: an overview", ACM Queue 2013, gives a few us per page in full).
 DEFAULT_PAGE_MOVE_S = 1e-6
 DEFAULT_PAGE_BYTES = 4096
+MOST_CORES = 4096  # of a node: the simulator keeps a clock for each
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Topology:
         self._set("links", np.int64, (-1, 2))
         self._set("link_bandwidth_bytes_per_s", np.float64, (len(self.links),))
 
-        self._require("cores", self.cores >= 0, ">= 0")
+        self._require("cores", (self.cores >= 0) & (self.cores <= MOST_CORES), f"in 0..{MOST_CORES}")
         if not self.cores.any():
             raise ValueError(f"machine {self.name!r}: at least one node must have cores, got zero cores everywhere.")
         for name in (

@@ -526,3 +526,34 @@ def test_the_installed_command_ends_alike(tmp_path):
     command = [sys.executable, "-c", "from experiments.cli import main; main()", "machine", "show", "nope"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
     refused(Ended(done.returncode, done.stdout, done.stderr), "got 'nope'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing subcommand Expected one of {demo, train, tune, compare, machine, bench}"),
+        (["tune"], "Missing from numa-rl tune: --scenario"),
+        (["tune", "--scenario", "x", "--bogus", "1"], "Unrecognized options: --bogus"),
+        (["train", "--scenario", "x", "--teacher.labels", "-1"], "numa-rl: teacher: labels must be >= 0, got -1."),
+        (
+            ["train", "--scenario", "x", "--ppo.clip-range", "nan"],
+            "numa-rl: ppo: clip_range must be in (0, 1], got nan.",
+        ),
+        (["train", "--resume", "x", "--seed", "4"], "--resume takes no other options"),
+        (["compare", "--scenario", "stream-cube", "--plot", "a.txt"], "--plot must be a .png file, got 'a.txt'"),
+    ],
+)
+def test_options_that_are_wrong_end_in_one_line(run, arguments, message):
+    ended = run(*arguments)
+    assert ended.code == BAD_INPUT
+    assert message in ended.err
+    assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_tasks", "10000000000000"), ("burst_s", "1e-300")])
+def test_numbers_beyond_the_machine_end_in_one_line(run, tmp_path, key, value):
+    setting = f"{key} = {value}\nburstiness = 3.0"
+    (tmp_path / "huge.toml").write_text(TOML.replace("num_tasks = 12", setting), encoding="utf-8")
+    ended = run("tune", "--scenario", tmp_path / "huge.toml", "--episodes", 1, "--settings", 4)
+    assert ended.code == BAD_INPUT
+    assert ended.err.count("\n") == 1

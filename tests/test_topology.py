@@ -129,7 +129,7 @@ NAN, INF = float("nan"), float("inf")
     [
         ({"cores": []}, r"needs at least one node, got none"),
         ({"cores": [0, 0]}, r"at least one node must have cores, got zero cores everywhere"),
-        ({"cores": [4, -1]}, r"cores\[1\] must be >= 0, got -1"),
+        ({"cores": [4, -1]}, r"cores\[1\] must be in 0\.\.4096, got -1"),
         ({"flops_per_s": [1e9]}, r"flops_per_s must have shape \(2,\), got \(1,\)"),
         ({"flops_per_s": [0.0, 1e9]}, r"flops_per_s\[0\] must be finite and > 0, got 0\.0"),
         ({"memory_bytes": [1e9, INF]}, r"memory_bytes\[1\] must be finite and > 0, got inf"),

@@ -104,8 +104,11 @@ class PPOConfig:
             raise ValueError(f"ppo: batch_size must be >= 2, got {self.batch_size}.")
         if self.batch_size > self.rollout:
             raise ValueError(f"ppo: batch_size must be <= num_envs x n_steps ({self.rollout}), got {self.batch_size}.")
-        if not self.learning_rate > 0:
-            raise ValueError(f"ppo: learning_rate must be > 0, got {self.learning_rate}.")
+        for name in ("learning_rate", "clip_range", "target_kl"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ValueError(f"ppo: {name} must be in (0, 1], got {getattr(self, name)}.")
+        if not 0.0 <= self.ent_coef <= 1.0:
+            raise ValueError(f"ppo: ent_coef must be in [0, 1], got {self.ent_coef}.")
         for name in ("gamma", "gae_lambda"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"ppo: {name} must be in [0, 1), got {getattr(self, name)}.")

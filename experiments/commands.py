@@ -1,0 +1,52 @@
+"""The subcommands of `numa-rl`, one for each typed dataclass: their options are the dataclasses' fields."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from experiments.bench import Bench
+from experiments.compare import Compare
+from experiments.demo import Demo
+from experiments.machine import MachineList, MachineShow
+from experiments.train import Train
+from experiments.tune import Tune
+
+Machine = Annotated[MachineShow, tyro.conf.subcommand("show")] | Annotated[MachineList, tyro.conf.subcommand("list")]
+
+# What tyro draws around an error, and the name of its own that it puts before ours.
+FRAME = re.compile(r"[\u2500-\u257f]+|-{4,}|^\s*[|+]|[|+]\s*$|Error parsing \S+: ", re.MULTILINE)
+TITLES = re.compile(r"^\s*(Value|Parsing) error\s*", re.MULTILINE)
+
+
+def parse(arguments: Sequence[str] | None = None) -> Any:
+    """The command that the arguments name.
+
+    Raises:
+        ValueError: they name none, or an option is wrong.
+    """
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            return tyro.cli(
+                Annotated[Demo, tyro.conf.subcommand("demo")]
+                | Annotated[Train, tyro.conf.subcommand("train")]
+                | Annotated[Tune, tyro.conf.subcommand("tune")]
+                | Annotated[Compare, tyro.conf.subcommand("compare")]
+                | Annotated[Machine, tyro.conf.subcommand("machine", description="Show machines: presets and files.")]
+                | Annotated[Bench, tyro.conf.subcommand("bench")],
+                prog="numa-rl",
+                description="Learn where tasks should run and data should live on a NUMA machine.",
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
+                args=arguments,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        message = TITLES.sub("", FRAME.sub("", printed.getvalue()))
+        raise ValueError(" ".join(message.split())) from None
