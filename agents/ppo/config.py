@@ -85,7 +85,7 @@ class PPOConfig:
     num_envs: int = 256
     n_steps: int = 128
     batch_size: int = 4096
-    n_epochs: int = 2
+    n_epochs: int = 1
     learning_rate: float = 3e-5
     gamma: float = 0.98
     gae_lambda: float = 0.95
