@@ -525,6 +525,28 @@ def test_the_policy_is_shown_beside_the_rules_whenever_it_is_validated(events, w
     assert events.Scalars("gap/kept")[-1].value == pytest.approx(gap, abs=1e-6)
 
 
+def test_gaps_are_those_of_the_policy_as_it_stands_and_of_the_one_that_is_kept(make, tmp_path, rule_costs):
+    dashboard = make(tmp_path).dashboard
+    best = min(rule_costs.values())
+    dashboard.validated(7, 1.5 * best, 0.9 * best)
+    dashboard.flush()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    shown = {name: events.Scalars(name)[0].value for name in RULES}
+    assert shown["gap/learned"] == pytest.approx(0.5, abs=1e-6)
+    assert shown["gap/kept"] == pytest.approx(-0.1, abs=1e-6)
+    assert shown["rules/learned"] == pytest.approx(1.5 * best, rel=1e-6)
+    assert shown["rules/kept"] == pytest.approx(0.9 * best, rel=1e-6)
+
+
+def test_every_update_shows_only_what_happened_in_it(make, tmp_path):
+    trainer = make(tmp_path)
+    trainer.env.reset()
+    trainer.env.step(np.zeros((PPO.num_envs, 2), int))
+    assert trainer.env.totals.decisions == PPO.num_envs
+    trainer.dashboard.write(1, {}, trainer.env.totals)
+    assert trainer.env.totals.decisions == 0
+
+
 def test_maps_of_placements_and_traffic_are_pictures(events):
     for name in ("maps/placements", "maps/traffic"):
         pictures = events.Images(name)
