@@ -47,7 +47,6 @@ class NumaVecEnv(VecEnv):
         self.returns = np.zeros(num_envs)
         self.lengths = np.zeros(num_envs, np.int64)
         self._infos: list[dict[str, Any]] = [{} for _ in range(num_envs)]
-
         self._seed_rows(seed)
 
     def _seed_rows(self, seed: int) -> None:
