@@ -11,11 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from numa_rl.compilation import compiled
 from numa_rl.simulator.forecast import forecast
 from numa_rl.simulator.kernel import (
     AHEAD,
     ZERO,
-    compiled,
     fetch_objects,
     find_room,
     has_room,

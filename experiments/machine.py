@@ -138,7 +138,7 @@ def _print_matrix(
 def _nodes_table(topology: Topology) -> Table:
     """One row per node: what it computes with and what it holds."""
     table = _table()
-    for header in ("node", "cores", "Gflop/s per core", "memory", "bandwidth GB/s"):
+    for header in ("node", "cores", "Gflop/s per core", "cache", "memory", "bandwidth GB/s"):
         table.add_column(header, justify="right", style="bold" if header == "node" else "")
     gb_per_s = _same_decimals(topology.memory_bandwidth_bytes_per_s[None, :] / 1e9)[0]
     for node in range(topology.num_nodes):
@@ -147,6 +147,7 @@ def _nodes_table(topology: Topology) -> Table:
             str(node),
             str(cores) if cores else "memory only",
             _number(topology.flops_per_s[node] / 1e9) if cores else "",
+            f"{_number(topology.llc_bytes[node] / 1e6)} MB" if cores else "",
             _bytes(topology.memory_bytes[node]),
             gb_per_s[node],
         )

@@ -20,7 +20,7 @@ from agents.tuning import NUM_SETTINGS, TunedRule, tune_rule
 from envs import observation_kernel, reward
 from envs.world import World
 from experiments.scenario import Scenario, Split, load_scenario
-from numa_rl.simulator.kernel import source_digest
+from numa_rl.compilation import source_digest
 
 FORMAT = 2  # of the file; counted up when its meaning changes
 CODE_HASH = source_digest([heuristics.__file__, observation_kernel.__file__, reward.__file__])

@@ -31,6 +31,8 @@ DEFAULT_OUTSTANDING_BYTES = 16 * 64
 # shootdown, remap (Lameter, "NUMA: an overview", ACM Queue 2013, gives a few us per page in full).
 DEFAULT_PAGE_MOVE_S = 1e-6
 DEFAULT_PAGE_BYTES = 4096
+# Last-level cache of a node where none is given: the order of a server socket of the 2010s and 2020s.
+DEFAULT_LLC_BYTES = 32 * 2**20
 MOST_CORES = 4096  # of a node: the simulator keeps a clock for each
 
 
@@ -90,6 +92,7 @@ class Topology:
         loaded_latency: the latency factor under load.
         outstanding_bytes: bytes one core keeps in flight; by Little's law [2] one core streams at most
             outstanding_bytes / loaded latency.
+        llc_bytes: last-level cache of each node, shape (N,); a single number, shape (), stands for all.
         page_bytes: size of a page, the unit of migration.
         page_move_s: kernel time to move one page, on top of copying it.
         sources: where each figure came from, by attribute name: "measured: ...", "derived: ..." or "assumed: ...".
@@ -110,6 +113,7 @@ class Topology:
     link_bandwidth_bytes_per_s: FloatArray
     loaded_latency: LoadedLatency = field(default_factory=LoadedLatency)
     outstanding_bytes: float = DEFAULT_OUTSTANDING_BYTES
+    llc_bytes: FloatArray = field(default_factory=lambda: np.asarray(float(DEFAULT_LLC_BYTES)))
     page_bytes: int = DEFAULT_PAGE_BYTES
     page_move_s: float = DEFAULT_PAGE_MOVE_S
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -120,7 +124,9 @@ class Topology:
         n = self.num_nodes
         if n == 0:
             raise ValueError(f"machine {self.name!r}: a machine needs at least one node, got none.")
-        for name in ("flops_per_s", "memory_bytes", "memory_bandwidth_bytes_per_s"):
+        if np.ndim(self.llc_bytes) == 0:
+            object.__setattr__(self, "llc_bytes", np.full(n, self.llc_bytes))
+        for name in ("flops_per_s", "memory_bytes", "memory_bandwidth_bytes_per_s", "llc_bytes"):
             self._set(name, np.float64, (n,))
         for name in ("latency_s", "bandwidth_bytes_per_s"):
             self._set(name, np.float64, (n, n))
@@ -137,6 +143,7 @@ class Topology:
             "latency_s",
             "bandwidth_bytes_per_s",
             "link_bandwidth_bytes_per_s",
+            "llc_bytes",
         ):
             values = getattr(self, name)
             self._require(name, np.isfinite(values) & (values > 0.0), "finite and > 0")
@@ -250,6 +257,7 @@ class Topology:
             "links": [{"source": a, "target": b, "bandwidth_bytes_per_s": bandwidth} for (a, b), bandwidth in links],
             "loaded_latency": vars(self.loaded_latency),
             "outstanding_bytes": self.outstanding_bytes,
+            "llc_bytes": self.llc_bytes.tolist(),
             "page_bytes": self.page_bytes,
             "page_move_s": self.page_move_s,
             "sources": dict(self.sources),

@@ -10,7 +10,7 @@ from numa_rl.machines import hwloc
 from numa_rl.machines.catalog import FIGURES, load_machine
 from numa_rl.machines.hwloc import read_hwloc
 from numa_rl.machines.slit import links_from_distances
-from numa_rl.topology import Topology, hop_counts
+from numa_rl.topology import DEFAULT_LLC_BYTES, Topology, hop_counts
 
 REAL_FILES = Path(__file__).parents[1].parent / "shared" / "data" / "topologies"
 
@@ -99,6 +99,28 @@ def test_processing_units_count_where_there_are_no_cores(read):
     topology = read(document(node(0, "0x7", inside)))
     assert topology.cores.tolist() == [3]
     assert topology.sources["cores"].startswith("file: PU objects")
+
+
+def cache(kind: str, cpuset: str, size: object) -> str:
+    return f'<object type="{kind}" cpuset="{cpuset}" cache_size="{size}"/>'
+
+
+def test_a_cache_counts_for_the_node_of_its_cores_and_a_shared_one_by_its_cores(read):
+    l3 = [cache("L3Cache", "0x1", 100), cache("L3Cache", "0x2", 100), cache("L3Cache", "0xf", 1000)]
+    topology = read(document(*TWO_NODES, *l3, cache("L2Cache", "0x1", 7)))
+    assert topology.llc_bytes.tolist() == [700, 500]
+    assert topology.sources["llc_bytes"] == "file: L3Cache objects"
+
+
+def test_where_there_is_no_third_level_the_second_is_the_last(read):
+    topology = read(document(*TWO_NODES, *(cache("L2Cache", cpuset, 8) for cpuset in ("0x1", "0x2", "0x4", "0x8"))))
+    assert topology.llc_bytes.tolist() == [16, 16]
+
+
+def test_without_caches_their_size_is_assumed(read):
+    topology = read(document(*TWO_NODES))
+    assert topology.llc_bytes.tolist() == [DEFAULT_LLC_BYTES] * 2
+    assert topology.sources["llc_bytes"].startswith("assumed")
 
 
 def test_cores_without_processing_units_inside_count(read):
@@ -291,6 +313,7 @@ THIEF = """<!DOCTYPE topology [<!ENTITY % remote SYSTEM "file:///etc/hostname"> 
         (document(node(0, "0xf...f", core("0x1"))), r"cpuset of a NUMANode must be .*, got '0xf\.\.\.f'"),
         (document(node(0, "0x1")), "at least one node must have cores, got zero cores everywhere"),
         (document(node(0, "0x1", core("0x1"), memory=0)), r"memory_bytes\[0\] must be finite and > 0, got 0"),
+        (document(*TWO_NODES, cache("L3Cache", "0x1", -1)), "cache_size must be a whole number >= 0, got '-1'"),
         (document(*TWO_NODES, after=distances("0 1", "10 20 20")), "must be a square of 4 values, got 3"),
         (document(*TWO_NODES, after=distances("0 1 2", "10 20 20 10")), "must be a square of 9 values, got 4"),
         (document(*TWO_NODES, after=distances("0 1", "10 -20 20 10")), "a distance must be .* >= 0, got '-20'"),
@@ -331,7 +354,7 @@ def real_machine(name: str) -> Topology:
 
 def test_the_r815_file_agrees_with_its_preset():
     topology, preset = real_machine("64amd64-4p2n4ca2co.xml"), load_machine("r815")
-    for figure in ("cores", "memory_bytes", "latency_s", "links"):
+    for figure in ("cores", "memory_bytes", "latency_s", "links", "llc_bytes"):
         np.testing.assert_array_equal(getattr(topology, figure), getattr(preset, figure))
 
 

@@ -151,6 +151,8 @@ NAN, INF = float("nan"), float("inf")
         ({"link_bandwidth_bytes_per_s": [1.0, -1.0]}, r"link_bandwidth_bytes_per_s\[1\] .*got -1\.0"),
         ({"outstanding_bytes": 0}, r"outstanding_bytes must be finite and > 0, got 0"),
         ({"outstanding_bytes": INF}, r"outstanding_bytes must be finite and > 0, got inf"),
+        ({"llc_bytes": 0.0}, r"llc_bytes\[0\] must be finite and > 0, got 0\.0"),
+        ({"llc_bytes": [1.0, 2.0, 3.0]}, r"llc_bytes must have shape \(2,\), got \(3,\)"),
         ({"page_bytes": -4096}, r"page_bytes must be finite and > 0, got -4096"),
         ({"page_move_s": NAN}, r"page_move_s must be finite and >= 0, got nan"),
     ],

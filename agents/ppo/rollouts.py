@@ -19,8 +19,9 @@ from agents.heuristics import PricedGreedy
 from envs import reward
 from envs.reward import RewardWeights
 from envs.world import World
+from numa_rl.compilation import compiled
 from numa_rl.simulator.forecast import allocate_scratch, forecast
-from numa_rl.simulator.kernel import ZERO, advance, compiled, decide, find_room, has_room
+from numa_rl.simulator.kernel import ZERO, advance, decide, find_room, has_room
 from numa_rl.simulator.simulator import Simulator
 
 F64 = npt.NDArray[np.float64]

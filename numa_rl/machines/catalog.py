@@ -32,7 +32,7 @@ SCALAR_FIGURES = ("outstanding_bytes", "page_bytes", "page_move_s")
 LINK_KEYS = ("source", "target", "bandwidth_bytes_per_s")
 LOADED_LATENCY_KEYS = ("a", "c", "saturated")
 # num_nodes and hops follow from the rest: written for whoever reads the file, checked when given.
-OPTIONAL = (*SCALAR_FIGURES, "loaded_latency", "sources", "num_nodes", "hops")
+OPTIONAL = (*SCALAR_FIGURES, "llc_bytes", "loaded_latency", "sources", "num_nodes", "hops")
 # The attributes that a machine states a source for.
 FIGURES = (
     *NODE_FIGURES,
@@ -41,6 +41,7 @@ FIGURES = (
     "link_bandwidth_bytes_per_s",
     "loaded_latency",
     *SCALAR_FIGURES,
+    "llc_bytes",
 )
 
 
@@ -130,7 +131,7 @@ def _topology(figures: Mapping[str, Any]) -> Topology:
         link_bandwidth_bytes_per_s=np.array([link["bandwidth_bytes_per_s"] for link in links], dtype=np.float64),
         loaded_latency=LoadedLatency(**figures.get("loaded_latency", {})),
         sources=figures.get("sources", {}),
-        **{key: figures[key] for key in SCALAR_FIGURES if key in figures},
+        **{key: figures[key] for key in (*SCALAR_FIGURES, "llc_bytes") if key in figures},
     )
     for key, value in (("num_nodes", topology.num_nodes), ("hops", topology.hops.tolist())):
         if figures.get(key, value) != value:
@@ -146,6 +147,7 @@ def _check_types(figures: Any) -> None:
         _check_numbers(key, figures[key], 1, whole=key == "cores")
     for key in PAIR_FIGURES:
         _check_numbers(key, figures[key], 2)
+    _check_numbers("llc_bytes", figures.get("llc_bytes", []), 1)
     for key in SCALAR_FIGURES:
         _check_numbers(key, figures.get(key, 1), 0, whole=key == "page_bytes")
     if not isinstance(figures["links"], list):

@@ -25,7 +25,7 @@ from defusedxml.common import DefusedXmlException
 
 from numa_rl.machines.builders import DEFAULT_SOURCES, ChapterFigures
 from numa_rl.machines.slit import latency_from_distances, links_from_distances, uniform_distances
-from numa_rl.topology import FloatArray, IntArray, Topology, hop_counts
+from numa_rl.topology import DEFAULT_LLC_BYTES, FloatArray, IntArray, Topology, hop_counts
 
 MAX_FILE_BYTES = 64 * 2**20  # the largest machines take a few MiB
 MAX_NODES = 1024  # Linux's own limit, MAX_NUMNODES
@@ -103,6 +103,7 @@ def _topology(root: Element, name: str) -> Topology:
     }
 
     flops_per_s, sources["flops_per_s"] = _flops_per_s(root, owned)
+    llc_bytes, sources["llc_bytes"] = _llc_bytes(root, owned)
     slit = _slit(root, nodes)
     attribute = _memory_attribute(root, "Latency", nodes, owned, LATENCY_UNIT_S)
     distances = next((known for known in (slit, attribute) if known is not None), uniform_distances(len(nodes)))
@@ -141,6 +142,7 @@ def _topology(root: Element, name: str) -> Topology:
         bandwidth_bytes_per_s=bandwidth,
         links=links,
         link_bandwidth_bytes_per_s=link_bandwidth,
+        llc_bytes=llc_bytes,
         sources=sources,
     )
 
@@ -305,6 +307,28 @@ def _flops_per_s(root: Element, owned: list[list[int]]) -> tuple[FloatArray, str
     node_hertz = np.array([np.mean(rates) if rates else 0.0 for rates in hertz])
     node_hertz[node_hertz == 0.0] = node_hertz.max()
     return node_hertz * ASSUMED_FLOPS_PER_CYCLE, f"{source}{f'; {model.strip()}' if model else ''}"
+
+
+def _llc_bytes(root: Element, owned: list[list[int]]) -> tuple[FloatArray, str]:
+    """Last-level cache of each node, shape (N,), and where it came from; a cache shared by nodes counts by its cores.
+
+    A node whose cores have no such cache in the file gets the assumed size.
+    """
+    kind = next((kind for kind in ("L3Cache", "L2Cache") if any(True for _ in _objects(root, kind))), None)
+    caches = [
+        (_cpuset(element.get("cpuset"), f"cpuset of an {kind}"), _whole(element.get("cache_size"), "cache_size"))
+        for element in (_objects(root, kind) if kind else ())
+    ]
+    node_bytes = [
+        sum(size * (cpuset & _union(cores)).bit_count() / cpuset.bit_count() for cpuset, size in caches if cpuset)
+        for cores in owned
+    ]
+    with_cores = [found for found, cores in zip(node_bytes, owned, strict=True) if cores]
+    if all(found > 0 for found in with_cores):
+        source = f"file: {kind} objects"
+    else:
+        source = f"assumed: {DEFAULT_LLC_BYTES} bytes where the file names no cache of a node's cores"
+    return np.array([found or DEFAULT_LLC_BYTES for found in node_bytes], dtype=np.float64), source
 
 
 def _info(element: Element, name: str) -> str | None:

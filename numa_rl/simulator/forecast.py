@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from numa_rl.compilation import compiled
 from numa_rl.simulator.kernel import (
     ONE,
     ZERO,
-    compiled,
     find_room,
     latency_factor,
     migration_time,

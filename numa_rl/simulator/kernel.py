@@ -14,61 +14,22 @@ References:
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from numa_rl.compilation import compiled
 from numa_rl.simulator.state import OBJECT
-
-FOLDER = Path(__file__).parent
-CACHE_BASE = os.environ.get("NUMBA_CACHE_DIR") or str(FOLDER / "__pycache__")
-
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 ONE = np.float32(1.0)
 ZERO = np.float32(0.0)
 NO_ROOM = np.float32(1e-9)  # keeps r(u) finite beyond u = 1 / c, where it is `saturated` anyway
 OBJECT_BYTES = OBJECT.itemsize
 AHEAD = 3  # rows between asking for an object's cache lines and using them
-FASTMATH = {"nnan", "nsz", "arcp"}  # nothing here that lets the order of operations change
-
-
-def cache_folder(sources: Sequence[str] = ()) -> str:
-    """Where compiled code is cached: a folder for these contents of the kernel's files.
-
-    numba itself looks for changes only in the file of the function that is called, not in those of what it calls.
-    """
-    return str(Path(CACHE_BASE) / f"numba-{source_digest(sources)}")
-
-
-def source_digest(sources: Sequence[str] = ()) -> str:
-    """Short hash of the simulator's source and of these files: results of other sources are not comparable."""
-    files = [*sorted(FOLDER.glob("*.py")), *map(Path, sources)]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
-def compiled(function: Function, sources: Sequence[str] = ()) -> Function:
-    """Compile with numba: cached on disk, without the interpreter lock, inlined, and without reference counts.
-
-    Nothing here makes an array, so none needs counting; counting every row view made a step four times slower.
-
-    Args:
-        function: to be compiled.
-        sources: files outside this folder whose compiled functions it calls.
-    """
-    numba.config.CACHE_DIR = cache_folder(sources)  # type: ignore[attr-defined]
-    options: dict[str, Any] = {"fastmath": FASTMATH, "error_model": "numpy", "forceinline": True, "_nrt": False}
-    jitted: Function = numba.njit(cache=True, nogil=True, **options)(function)
-    return jitted
 
 
 def _prefetch(typing_context, array, num_bytes):
