@@ -156,6 +156,7 @@ def run(*operations: str, costs: TransitionCosts | None = None) -> tuple[Caches,
         (["r1", "r0", "w1"], [I, M, I], 5 * 100),  # upgrade from S
         (["r2", "r1", "r0", "w0"], [M, I, I], 7 * 300),  # the furthest sharer's answer is waited for
         (["r2", "r1", "w0"], [M, I, I], 3 * 300),
+        (["r0", "r1", "w2"], [I, I, M], 3 * 300),
         (["r1", "r0", "e0", "r2"], [I, S, F], 1 * 300),  # only S is left: memory answers
         (["r2", "r1", "e1", "w0"], [M, I, I], 3 * 300),  # memory is near, the sharer's answer is not
         (["r1", "r2", "e2", "w0"], [M, I, I], 3 * 100),
@@ -251,6 +252,17 @@ def test_a_read_sees_the_last_write(operations):
         valid = caches.states[line] != I
         assert (cached[line, valid] == newest[line]).all()
         assert M in caches.states[line] or memory[line] == newest[line]
+
+
+@given(OPERATIONS, st.permutations(range(3)))
+def test_the_order_of_nodes_does_not_matter(operations, order):
+    number = np.argsort(order)  # of each node, among the reordered
+    caches = Caches(LATENCY_S, HOME)
+    reordered = Caches(LATENCY_S[np.ix_(order, order)], number[HOME])
+    for name, line, node in operations:
+        cost_s = getattr(caches, name)(line, node).cost_s
+        assert getattr(reordered, name)(line, int(number[node])).cost_s == pytest.approx(cost_s)
+        np.testing.assert_array_equal(reordered.states, caches.states[:, order])
 
 
 @given(OPERATIONS, st.floats(0.1, 10.0))
