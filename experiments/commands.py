@@ -14,6 +14,7 @@ from experiments.bench import Bench
 from experiments.compare import Compare
 from experiments.demo import Demo
 from experiments.machine import MachineList, MachineShow
+from experiments.roofline import Roofline
 from experiments.train import Train
 from experiments.tune import Tune
 
@@ -39,6 +40,7 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
                 | Annotated[Tune, tyro.conf.subcommand("tune")]
                 | Annotated[Compare, tyro.conf.subcommand("compare")]
                 | Annotated[Machine, tyro.conf.subcommand("machine", description="Show machines: presets and files.")]
+                | Annotated[Roofline, tyro.conf.subcommand("roofline")]
                 | Annotated[Bench, tyro.conf.subcommand("bench")],
                 prog="numa-rl",
                 description="Learn where tasks should run and data should live on a NUMA machine.",
