@@ -156,7 +156,6 @@ def run(*operations: str, costs: TransitionCosts | None = None) -> tuple[Caches,
         (["r1", "r0", "w1"], [I, M, I], 5 * 100),  # upgrade from S
         (["r2", "r1", "r0", "w0"], [M, I, I], 7 * 300),  # the furthest sharer's answer is waited for
         (["r2", "r1", "w0"], [M, I, I], 3 * 300),
-        (["r0", "r1", "w2"], [I, I, M], 3 * 300),
         (["r1", "r0", "e0", "r2"], [I, S, F], 1 * 300),  # only S is left: memory answers
         (["r2", "r1", "e1", "w0"], [M, I, I], 3 * 300),  # memory is near, the sharer's answer is not
         (["r1", "r2", "e2", "w0"], [M, I, I], 3 * 100),
@@ -169,6 +168,16 @@ def test_the_last_operation_leaves_these_states_at_this_cost(operations, states,
     caches, done = run(*operations)
     assert caches.states[0].tolist() == states
     assert done[-1].cost_s == pytest.approx(cost_ns * 1e-9, abs=1e-18)
+
+
+@pytest.mark.parametrize("far", [0, 1])
+def test_a_write_waits_for_the_furthest_copy_wherever_it_stands(far):
+    latency_s = np.full((3, 3), 1.0)
+    latency_s[2, far] = 4.0
+    caches = Caches(latency_s, [2], TransitionCosts(TOLD_APART, "made up"))
+    for node in range(3):
+        caches.read(0, node)
+    assert caches.write(0, 2).cost_s == 7 * 4
 
 
 def test_the_line_that_nobody_touches_stays_where_it_is():
