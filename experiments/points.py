@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ NAME, INTENSITY, PERFORMANCE = REQUIRED = ("name", "intensity_flop_per_byte", "p
 LOCAL_SHARE = "local_share"
 COLUMNS = (*REQUIRED, LOCAL_SHARE)
 MAX_BYTES = 2**20  # some ten thousand points
+LEAST, MOST = 1e-30, 1e30  # of intensity and performance: logarithmic axes stay finite
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ def _point(where: str, cells: dict[str, str]) -> Point:
     measured = {}
     for column in (INTENSITY, PERFORMANCE):
         measured[column] = _number(where, column, cells[column])
-        if not 0.0 < measured[column] < math.inf:
-            raise ValueError(f"{where}: {column} must be finite and > 0, got {_cut(cells[column])}.")
+        if not LEAST <= measured[column] <= MOST:
+            raise ValueError(f"{where}: {column} must be in {LEAST:g}..{MOST:g}, got {_cut(cells[column])}.")
     share = None
     if cells.get(LOCAL_SHARE):
         share = _number(where, LOCAL_SHARE, cells[LOCAL_SHARE])

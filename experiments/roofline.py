@@ -17,6 +17,7 @@ from numa_rl.ceilings import Ceilings, machine_ceilings, node_ceilings
 from numa_rl.machines.catalog import load_machine
 from numa_rl.roofline import Tuning, attainable, require_share, ridge_point, tuning
 
+REMOTE_EXTREMES = ("remote, best node", "remote, worst node")
 ROUNDING = 1e-9  # a point this share above its ceiling stands on it
 
 
@@ -72,12 +73,14 @@ class Ceiling:
 
     Attributes:
         name: where the bytes lie.
+        local_share: share of them that is local.
         bytes_per_s: bandwidth, of mixes the chapter's BW_eff.
         byte_weighted_bytes_per_s: bandwidth where every stream takes local and remote bytes in turn.
         ridge_flop_per_byte: intensity at which it meets the peak.
     """
 
     name: str
+    local_share: float
     bytes_per_s: float
     byte_weighted_bytes_per_s: float
     ridge_flop_per_byte: float
@@ -90,7 +93,7 @@ class Standing:
     Attributes:
         point: what was measured.
         attainable_flops_per_s: what the roof above it allows.
-        bound: what that roof is.
+        bound: what that roof is: the peak, memory at the point's own local share, or local memory if that is unknown.
         tuning: what to do about it, None where its local share is unknown.
     """
 
@@ -151,22 +154,21 @@ class Chart:
 
 def _memory_ceilings(ceilings: Ceilings, local_shares: tuple[float, ...]) -> tuple[Ceiling, ...]:
     """Local, remote and mixed ceilings, the highest first; a machine of one node has the local one only."""
-    found = [("local", ceilings.local_bytes_per_s, ceilings.local_bytes_per_s)]
-    for share in dict.fromkeys(local_shares):
+    local, remote = ceilings.local_bytes_per_s, ceilings.mean_remote_bytes_per_s
+    found = [("local", 1.0, local, local)]
+    for share in local_shares:
         require_share("--local-shares", share)
-    if ceilings.mean_remote_bytes_per_s is not None:
-        remote = {
-            "remote, best node": ceilings.best_remote_bytes_per_s,
-            "remote, mean": ceilings.mean_remote_bytes_per_s,
-            "remote, worst node": ceilings.worst_remote_bytes_per_s,
-        }
+    if remote is not None:
+        extremes = (ceilings.best_remote_bytes_per_s, ceilings.worst_remote_bytes_per_s)
         found += [
-            (_percent_local(share), ceilings.mixed_bytes_per_s(share), ceilings.byte_weighted_bytes_per_s(share))
+            (_percent_local(share), share, ceilings.mixed_bytes_per_s(share), ceilings.byte_weighted_bytes_per_s(share))
             for share in dict.fromkeys(local_shares)
         ]
-        found += [(name, bytes_per_s, bytes_per_s) for name, bytes_per_s in remote.items() if bytes_per_s is not None]
-    found.sort(key=lambda ceiling: -ceiling[1])
-    return tuple(Ceiling(*ceiling, ridge_point(ceilings.peak_flops_per_s, ceiling[1])) for ceiling in found)
+        found.append(("remote, mean", 0.0, remote, remote))
+        if extremes[0] != extremes[1]:
+            found += [(name, 0.0, end, end) for name, end in zip(REMOTE_EXTREMES, extremes, strict=True) if end]
+    found.sort(key=lambda ceiling: -ceiling[2])
+    return tuple(Ceiling(*ceiling, ridge_point(ceilings.peak_flops_per_s, ceiling[2])) for ceiling in found)
 
 
 def _stand(points: list[Point], ceilings: Ceilings) -> tuple[Standing, ...]:
@@ -179,7 +181,7 @@ def _stand(points: list[Point], ceilings: Ceilings) -> tuple[Standing, ...]:
                 bandwidth = ceilings.mixed_bytes_per_s(point.local_share)
             except ValueError as error:
                 raise ValueError(f"point {point.name!r}: {error}") from error
-            memory = f"memory, {_percent_local(point.local_share)}"
+            memory = "memory"
             cell = tuning(point.intensity, point.local_share)
         roof = float(attainable(point.intensity, ceilings.peak_flops_per_s, bandwidth))
         bound = "peak" if roof == ceilings.peak_flops_per_s else memory
@@ -199,7 +201,7 @@ def print_chart(chart: Chart, console: Console) -> None:
     console.print(_ceilings_table(chart))
     console.print(
         "Each node drawing as it does alone; mixed: BW_eff = a local + (1 - a) remote mean; in turn: where each "
-        "stream takes local and remote bytes one after the other, so that their times add.",
+        "stream takes local and remote bytes one after the other, so that their times add. Points stand under BW_eff.",
         style="dim",
     )
     if not chart.standings:
@@ -207,7 +209,7 @@ def print_chart(chart: Chart, console: Console) -> None:
     console.print(_points_table(chart))
     for standing in chart.standings:
         if standing.is_above:
-            text = Text(f"{standing.point.name} is above its ceiling, {standing.bound}: ", style="bold red")
+            text = Text(f"{standing.point.name} is above its ceiling ({standing.bound}): ", style="bold red")
             text.append("its intensity, performance or local share, or the machine's figures, must be wrong.")
             console.print(text)
     for cell in dict.fromkeys(standing.tuning for standing in chart.standings):
@@ -233,19 +235,19 @@ def _ceilings_table(chart: Chart) -> Table:
 def _points_table(chart: Chart) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("point")
-    for header in ("flop/byte", "Gflop/s", "attainable"):
+    for header in ("flop/byte", "local", "Gflop/s", "reached"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("bound by")
-    table.add_column("reached", justify="right", no_wrap=True)
-    table.add_column("strategy")
+    table.add_column("strategy", no_wrap=True)
     for standing in chart.standings:
         point = standing.point
         table.add_row(
             Text(point.name),
-            *(f"{value:.3g}" for value in (point.intensity, point.flops_per_s / 1e9)),
-            f"{standing.attainable_flops_per_s / 1e9:.3g}",
+            f"{point.intensity:.3g}",
+            "-" if point.local_share is None else f"{100.0 * point.local_share:.3g}%",
+            f"{point.flops_per_s / 1e9:.4g}",
+            f"{standing.reached:.1%}",
             standing.bound,
-            f"{100.0 * standing.reached:.3g}%",
             "-" if standing.tuning is None else standing.tuning.strategy,
             style="bold red" if standing.is_above else "",
         )

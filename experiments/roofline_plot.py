@@ -8,21 +8,21 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 from matplotlib.transforms import Bbox
 
 from experiments.plots import BEST, LEARNED, OTHER
-from experiments.roofline import Ceiling, Chart
+from experiments.roofline import REMOTE_EXTREMES, Ceiling, Chart
 from numa_rl.roofline import HIGH_INTENSITY, LOW_INTENSITY, attainable
 
-LOCAL, REMOTE, MIXED = "-", ":", "--"
-POINT = "#1b998b"
+REMOTE, PEAK, POINT = "#e0912f", "#20303c", "#1b998b"
 LONGEST_NAME = 28  # characters of a point's label
 MARGIN = 4.0  # the axes end this factor beyond the outermost ridge or point
 AWAY = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))  # where a label may stand
-DISTANCES = (6, 14, 24, 38)  # and how far from its point, in points of type
+DISTANCES = (6, 14)  # and how far from its point, in points of type: further off nobody sees whose it is
 
 
 def plot_roofline(chart: Chart, path: Path) -> None:
@@ -37,7 +37,9 @@ def plot_roofline(chart: Chart, path: Path) -> None:
     first = min(*ridges, *intensities, LOW_INTENSITY) / MARGIN
     last = max(*ridges, *intensities, HIGH_INTENSITY) * MARGIN
     for slope in chart.slopes:
-        _draw_slope(axes, slope, chart, np.array([first, slope.ridge_flop_per_byte, last]))
+        _draw_slope(axes, slope, chart, first)
+    peak = chart.ceilings.peak_flops_per_s
+    axes.plot([min(ridges), last], [peak, peak], color=PEAK, linewidth=2.2, label="peak of the cores")
     _draw_points(axes, chart)
     axes.set_xlim(first, last)
     _name_classes(axes, first, last)
@@ -51,17 +53,24 @@ def plot_roofline(chart: Chart, path: Path) -> None:
     figure.savefig(path, dpi=150, format="png")
 
 
-def _draw_slope(axes: Axes, slope: Ceiling, chart: Chart, intensity: np.ndarray) -> None:
-    """One ceiling, up to the peak and along it."""
-    style, width = (REMOTE, 1.3) if slope.name.startswith("remote") else (MIXED, 1.6)
-    color = OTHER
-    if slope.name == "local":
-        style, width, color = LOCAL, 2.2, BEST
-    elif slope.name == "remote, mean":
-        style, width, color = LOCAL, 2.2, LEARNED
-    roof = attainable(intensity, chart.ceilings.peak_flops_per_s, slope.bytes_per_s)
-    label = f"{slope.name}: {slope.bytes_per_s / 1e9:.4g} GB/s"
-    axes.plot(intensity, roof, style, color=color, linewidth=width, label=label)
+def _draw_slope(axes: Axes, slope: Ceiling, chart: Chart, first: float) -> None:
+    """One memory ceiling, up to where it meets the peak."""
+    mixed = slope.local_share not in (0.0, 1.0)
+    extreme = slope.name in REMOTE_EXTREMES
+    intensity = np.array([first, slope.ridge_flop_per_byte])
+    axes.plot(
+        intensity,
+        attainable(intensity, chart.ceilings.peak_flops_per_s, slope.bytes_per_s),
+        linestyle=":" if extreme else "--" if mixed else "-",
+        color=_blend(slope.local_share),
+        linewidth=1.3 if extreme else 1.6 if mixed else 2.2,
+        label=f"{slope.name}: {slope.bytes_per_s / 1e9:.4g} GB/s",
+    )
+
+
+def _blend(local_share: float) -> tuple[float, ...]:
+    """A colour between that of remote and that of local memory."""
+    return tuple(local_share * np.array(to_rgb(BEST)) + (1.0 - local_share) * np.array(to_rgb(REMOTE)))
 
 
 def _draw_points(axes: Axes, chart: Chart) -> None:
@@ -106,7 +115,7 @@ def _name_classes(axes: Axes, first: float, last: float) -> None:
 
 def _dress(axes: Axes, chart: Chart) -> None:
     """Title, axes and grid."""
-    peak = EngFormatter(unit="flop/s", places=2)(chart.ceilings.peak_flops_per_s)
+    peak = EngFormatter(unit="flop/s")(chart.ceilings.peak_flops_per_s)
     axes.set_title(f"{chart.title}: peak {peak}", loc="left", fontsize=11, pad=18)
     axes.set_xlabel("arithmetic intensity, flop per byte of memory traffic")
     axes.set_ylabel("performance")
@@ -132,7 +141,7 @@ def _label_points(axes: Axes, chart: Chart) -> int:
     for standing, position in zip(chart.standings, positions, strict=True):
         name = standing.point.name
         name = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
-        color = LEARNED if standing.is_above else "#20303c"
+        color = LEARNED if standing.is_above else PEAK
         box = _place(axes, name, position, color, [*markers, *taken])
         if box is None:
             left_out += 1
@@ -157,7 +166,6 @@ def _place(axes: Axes, name: str, position: tuple[float, float], color: str, tak
                 color=color,
                 parse_math=False,
                 path_effects=[withStroke(linewidth=2.5, foreground="white")],
-                arrowprops={"arrowstyle": "-", "color": OTHER, "linewidth": 0.5} if distance > DISTANCES[1] else None,
                 in_layout=False,
                 zorder=4,
             )

@@ -181,7 +181,7 @@ TUNING_TABLE = _table(
     Tuning(
         Level.LOW,
         Level.MIDDLE,
-        "keep threads by their data",
+        "pin threads by data",
         "Pin threads to the node of their pages, then move the few objects that draw most of the remote bytes.",
         ("numactl --cpunodebind=NODE --localalloc CMD", "perf mem record CMD", "perf mem report --sort=symbol,mem"),
     ),
@@ -221,7 +221,7 @@ TUNING_TABLE = _table(
     Tuning(
         Level.HIGH,
         Level.LOW,
-        "move tasks, hide latency",
+        "hide remote latency",
         "Computing hides most remote bytes: spread tasks over all cores, prefetch or copy blocks before use, "
         "and migrate nothing but what is reused often.",
         (
@@ -233,7 +233,7 @@ TUNING_TABLE = _table(
     Tuning(
         Level.HIGH,
         Level.MIDDLE,
-        "balance load, near nodes first",
+        "balance load nearby",
         "Compute-bound: even out the load, stealing tasks from the nearest node first so that locality is not lost.",
         ("numactl --hardware", "perf sched record -a sleep 10", "perf sched timehist --summary"),
     ),
