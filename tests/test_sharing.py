@@ -87,6 +87,11 @@ def test_a_mixed_line_tells_the_share_that_is_false():
     assert line.coherence_s == pytest.approx(2 * TRANSFER * REMOTE_S)
 
 
+def test_what_was_true_sharing_once_is_not_so_for_ever():
+    trace = trace_of(samples("0w0", "1w0", "0w0", "1w8", "0w0"), 2)
+    assert replay(trace, LATENCY_S).kind.tolist() == [Kind.COLD, Kind.COLD, Kind.TRUE, Kind.FALSE, Kind.FALSE]
+
+
 def test_a_reader_beside_a_writer_is_false_sharing():
     (line,) = find_sharing(samples(*["0w0", "1r8"] * 5), LATENCY_S).lines
     assert line.sharing == "false"
@@ -156,9 +161,9 @@ def test_the_costliest_lines_are_described_first():
     assert report.savings[0].before_s == pytest.approx(report.total_s)  # padding helps all three
 
 
-ACCESSES = st.lists(
-    st.tuples(st.integers(0, 3), st.integers(0, 160), st.booleans()), min_size=1, max_size=80
-)  # over three lines
+ACCESSES = st.lists(  # of two lines, and across their border
+    st.tuples(st.integers(0, 3), st.sampled_from([0, 4, 8, 16, 56, 60, 64, 72]), st.booleans()), min_size=1, max_size=80
+)
 NODES = {0: 0, 1: 1, 2: 2, 3: 0}
 FAR_S = np.array([[80, 130, 200], [130, 80, 170], [200, 170, 80]]) * 1e-9
 

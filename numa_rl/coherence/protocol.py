@@ -129,15 +129,15 @@ def responder_ratios(costs: TransitionCosts) -> npt.NDArray[np.float32]:
     In MESIF the cache that answers is unique: the holder in M, E or F. Multiply by the latency between the node
     that accesses the lines and the holder; in the last column, between the holder and its furthest sharer.
 
-    ============  ==================  ==================  ==================  ==============
-    access        holder in M         holder in E         holder in F         holder itself, in F
-    ============  ==================  ==================  ==================  ==============
-    another reads   I -> F + M -> S     I -> F + E -> S     I -> F + F -> S     0 (a hit)
-    another writes  I -> M + M -> I     I -> M + E -> I     I -> M + F -> I     F -> M (upgrade)
-    ============  ==================  ==================  ==================  ==============
+    ==============  ===============  ===============  ===============  ====================
+    access          holder in M      holder in E      holder in F      holder itself, in F
+    ==============  ===============  ===============  ===============  ====================
+    another reads   I -> F + M -> S  I -> F + E -> S  I -> F + F -> S  F -> F (a hit)
+    another writes  I -> M + M -> I  I -> M + E -> I  I -> M + F -> I  F -> M (an upgrade)
+    ==============  ===============  ===============  ===============  ====================
 
-    A holder in M or E reads and writes its lines at no cost. Sharers in S that a write drops answer while the holder
-    does (S -> I); an unlikely sharer further away than the holder is not waited for here, and is in `Caches`.
+    A holder in M or E reads and writes its lines at no cost. Sharers in S that a write drops answer side by side with
+    the holder. One further away than the holder is not waited for here, as it is by `caches.access_line`.
     """
     ratio = costs.ratio
     read = [ratio[I, F] + ratio[holder, S] for holder in (M, E, F)]

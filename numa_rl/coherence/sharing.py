@@ -162,16 +162,12 @@ def find_sharing(
     cost_s = _sums(line, result.cost_s, count)
     coherence_s = cost.seconds[:, Kind.TRUE] + cost.seconds[:, Kind.FALSE]
 
-    after_s = {
-        PADDING: np.full(count, np.nan),
-        BATCHING: np.full(count, np.nan),
-        REPLICATION: np.full(count, np.nan),
-    }
     allowed = {
         PADDING: cost.seconds[:, Kind.FALSE] > 0.0,
         BATCHING: coherence_s > 0.0,
         REPLICATION: shared & (write_share <= most_write_share),
     }
+    after_s = {name: np.full(count, np.nan) for name in allowed}
     for name, where in allowed.items():
         rows = np.flatnonzero(where[line])
         part, origin = _remedied(name, trace.select(rows), updates_per_write)
@@ -197,7 +193,7 @@ def _check_options(updates_per_write: int, most_write_share: float, most_lines: 
 
 
 def _sums(group: IntArray, values: FloatArray, count: int) -> FloatArray:
-    """Sum of each group, shape (count,): in the order of time, so that equal accesses have equal sums to the last bit."""
+    """Sum of each group, shape (count,), added up in order of time: what no remedy changes sums to the same bits."""
     sums = np.zeros(count)
     np.add.at(sums, group, values)
     return sums
