@@ -15,14 +15,13 @@ from numa_rl.compilation import compiled
 from numa_rl.simulator.forecast import forecast
 from numa_rl.simulator.kernel import (
     AHEAD,
-    ZERO,
     fetch_objects,
     find_room,
     has_room,
     outstanding_work,
     ready_time,
-    resource_load,
 )
+from numa_rl.simulator.streams import ZERO, resource_load
 
 Float32 = npt.NDArray[np.float32]
 

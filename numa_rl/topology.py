@@ -20,6 +20,8 @@ import numpy.typing as npt
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
+from numa_rl.coherence.protocol import TransitionCosts
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
@@ -95,6 +97,7 @@ class Topology:
         llc_bytes: last-level cache of each node, shape (N,); a single number, shape (), stands for all.
         page_bytes: size of a page, the unit of migration.
         page_move_s: kernel time to move one page, on top of copying it.
+        coherence: what the transitions of a cached line cost.
         sources: where each figure came from, by attribute name: "measured: ...", "derived: ..." or "assumed: ...".
 
     Raises:
@@ -116,6 +119,7 @@ class Topology:
     llc_bytes: FloatArray = field(default_factory=lambda: np.asarray(float(DEFAULT_LLC_BYTES)))
     page_bytes: int = DEFAULT_PAGE_BYTES
     page_move_s: float = DEFAULT_PAGE_MOVE_S
+    coherence: TransitionCosts = field(default_factory=TransitionCosts)
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -260,5 +264,8 @@ class Topology:
             "llc_bytes": self.llc_bytes.tolist(),
             "page_bytes": self.page_bytes,
             "page_move_s": self.page_move_s,
+            "coherence": [
+                [None if np.isnan(ratio) else ratio for ratio in row] for row in self.coherence.ratio.tolist()
+            ],
             "sources": dict(self.sources),
         }

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
+from numa_rl.coherence.protocol import LineState
 from numa_rl.topology import Topology
 from numa_rl.workloads.workload import Workload
 
@@ -20,6 +21,11 @@ class Thing:
     node: int | None
     size: float
     ready_s: float
+    holder: int | None = None  # the node whose cache answers for its lines
+    state: LineState = LineState.I  # what the lines are in at the holder
+    sharer: int | None = None  # with lines in F: the holder before
+    passed: float = 0.0  # what had passed through the holder's cache when it last touched them
+    touched: float = 0.0  # bytes it then touched
 
 
 @dataclass
@@ -30,6 +36,7 @@ class Decision:
     comm_s: float = 0.0
     wait_s: float = 0.0
     migration_s: float = 0.0
+    coherence_s: float = 0.0
     imbalance: float = 0.0
     task_node: int = -1
     data_node: int = -1
@@ -66,6 +73,8 @@ class Reference:
         link_bytes: recent bytes by directed link (source, target).
         core_free_s: for each node, when each of its cores is free.
         things: every object.
+        passed: bytes that have passed through each node's cache.
+        moved: all bytes (read, written) by (initiator, target).
     """
 
     def __init__(self, topology: Topology, workload: Workload, episode: int, window_s: float) -> None:
@@ -86,6 +95,8 @@ class Reference:
         self.link_bandwidth = dict(zip(links, topology.link_bandwidth_bytes_per_s.tolist(), strict=True))
         self.core_free_s = [[self.now_s] * int(cores) for cores in topology.cores]
         self.things = [Thing(None, 0.0, self.now_s) for _ in range(workload.num_objects)]
+        self.passed = [0.0] * self.num_nodes
+        self.moved = {pair: [0.0, 0.0] for pair in self.traffic}
 
     # What a stream meets.
 
@@ -170,11 +181,99 @@ class Reference:
                 found.append((node, num_bytes))
         return found
 
+    def chunked_s(self, size: float, split: float, transfer: float, merge: float, latency: float, most: float) -> float:
+        """Time of a double-buffered pipeline of chunks, at the best of the chunks that can be best."""
+
+        def pipeline_s(chunk: float) -> float:
+            stages = [chunk * split, chunk * transfer + latency, chunk * merge]
+            return sum(stages) + (size - chunk) / chunk * max(stages)
+
+        largest = min(size, most)
+        ends, excess = split + merge, max(split, merge) - transfer
+        candidates = [largest]
+        if ends > 0.0:
+            candidates.append(min(largest, math.sqrt(size * latency / ends)))
+        if excess > 0.0:
+            candidates.append(min(largest, latency / excess))
+        return min(pipeline_s(chunk) for chunk in candidates)
+
     def migration_s(self, home: int, target: int, size: float) -> float:
-        """Time for `target` to read `size` bytes from `home` and to write them to its own memory."""
-        s_per_byte = max(self.stream_s_per_byte(target, home, 0.0), self.controller_s_per_byte(target))
-        pages = math.ceil(size / self.topology.page_bytes)
-        return size * s_per_byte + self.loaded_latency_s(target, home) + pages * self.topology.page_move_s
+        """Time for `target` to read `size` bytes from `home` and to write them to its own memory, and kernel work."""
+        seconds = self.chunked_s(
+            size,
+            self.controller_s_per_byte(home),
+            self.stream_s_per_byte(target, home, 0.0),
+            self.controller_s_per_byte(target),
+            self.loaded_latency_s(target, home),
+            float(self.topology.llc_bytes[target]) / 2.0,
+        )
+        return seconds + math.ceil(size / self.topology.page_bytes) * self.topology.page_move_s
+
+    def reading_s(self, node: int) -> float:
+        """Time for `node` to read all live inputs: one message from each node that holds some."""
+        seconds = 0.0
+        for where in {where for where, _ in self.live_inputs()}:
+            size = sum(read for other, read in self.live_inputs() if other == where)
+            s_per_byte, latency = self.stream_s_per_byte(node, where, 0.0), self.loaded_latency_s(node, where)
+            if where == node:
+                seconds += size * s_per_byte + latency
+            else:
+                half_cache = float(self.topology.llc_bytes[node]) / 2.0
+                split = self.controller_s_per_byte(where)
+                seconds += self.chunked_s(size, split, s_per_byte, 0.0, latency, half_cache)
+        return seconds
+
+    # Cached lines: of each object only those that its last access left in the cache of the node it came from.
+
+    def accesses(self) -> list[tuple[Thing, float, float]]:
+        """(object, bytes, share of writes) of the next task's live inputs, then of its own object."""
+        e, t = self.episode, self.task
+        reads = [(self.things[obj], num_bytes, 0.0) for obj, num_bytes in self.inputs()]
+        reads = [access for access in reads if access[0].node is not None]
+        own = self.things[int(self.workload.object[e, t])]
+        return [*reads, (own, float(self.workload.bytes[e, t]), float(self.workload.write_fraction[e, t]))]
+
+    def still_cached(self, thing: Thing) -> float:
+        """Bytes that the holder's cache still has: what passed since has pushed out what was there longest."""
+        if thing.holder is None:
+            return 0.0
+        room = float(self.topology.llc_bytes[thing.holder]) - (self.passed[thing.holder] - thing.passed)
+        return max(0.0, min(thing.touched, room))
+
+    def coherence_s(self, node: int) -> float:
+        """Time of the transitions that the next task's accesses from `node` make other caches' lines go through."""
+        ratio = self.topology.coherence.ratio
+        seconds = 0.0
+        for thing, num_bytes, writes in self.accesses():
+            lines = min(self.still_cached(thing), num_bytes)
+            if thing.holder is None or lines <= 0.0:
+                continue
+            if node != thing.holder:
+                peer = thing.holder
+                read_ratio = ratio[LineState.I, LineState.F] + ratio[thing.state, LineState.S]
+                write_ratio = ratio[LineState.I, LineState.M] + ratio[thing.state, LineState.I]
+            elif thing.state == LineState.F:
+                assert thing.sharer is not None
+                peer, read_ratio, write_ratio = thing.sharer, 0.0, ratio[LineState.F, LineState.M]
+            else:
+                continue
+            mixed = (1.0 - writes) * read_ratio + writes * write_ratio
+            seconds += lines * mixed * self.loaded_latency_s(node, peer) / self.topology.outstanding_bytes
+        return seconds
+
+    def touch(self, node: int, thing: Thing, num_bytes: float, writes: float) -> None:
+        """`node` has touched an object: its cache now answers for the lines."""
+        if num_bytes == 0.0:
+            return
+        cached = self.still_cached(thing) > 0.0
+        if writes > 0.0:
+            thing.state = LineState.M
+        elif not cached:
+            thing.state = LineState.E
+        elif thing.holder != node:
+            thing.state, thing.sharer = LineState.F, thing.holder
+        self.passed[node] += num_bytes
+        thing.holder, thing.passed, thing.touched = node, self.passed[node], min(num_bytes, thing.size)
 
     def congestion_s(self, task_node: int, target: int) -> float:
         """Sum over every controller and link that a placement uses of bytes / capacity x load there."""
@@ -217,22 +316,20 @@ class Reference:
 
         compute = float(self.workload.flops[e, t]) / float(self.topology.flops_per_s[node])
         service = max(compute, num_bytes * self.stream_s_per_byte(node, target, write_fraction))
-        reading = sum(
-            read * self.stream_s_per_byte(node, where, 0.0) + self.loaded_latency_s(node, where)
-            for where, read in self.live_inputs()
-        )
+        reading, coherence = self.reading_s(node), self.coherence_s(node)
         moving = self.migration_s(home, target, old_size) if migrated else 0.0
         core = min(range(len(self.core_free_s[node])), key=lambda index: self.core_free_s[node][index])
         written = [thing.ready_s, *(self.things[obj].ready_s for obj, _ in self.inputs())]
         start = max(self.now_s, self.core_free_s[node][core], *written)
-        finish = start + moving + reading + service
+        finish = start + moving + reading + coherence + service
         self.core_free_s[node][core] = finish
 
         decision = Decision(
             exec_s=start - self.now_s + service,
-            comm_s=reading + moving,
+            comm_s=reading + moving + coherence,
             wait_s=start - self.now_s,
             migration_s=moving,
+            coherence_s=coherence,
             task_node=node,
             data_node=target,
             migrated=migrated,
@@ -249,6 +346,10 @@ class Reference:
             self.memory_used[home] -= old_size
         self.memory_used[target] += size
         thing.node, thing.size = target, size
+        if migrated:
+            thing.holder = None
+        for accessed, amount, writes in self.accesses():
+            self.touch(node, accessed, amount, writes)
         if home is None or migrated or write_fraction > 0.0:
             thing.ready_s = finish
         return decision
@@ -256,6 +357,8 @@ class Reference:
     def move(self, decision: Decision, initiator: int, target: int, read: float, written: float) -> None:
         """Count bytes between a node's cores and a memory."""
         self.traffic[initiator, target] += read + written
+        self.moved[initiator, target][0] += read
+        self.moved[initiator, target][1] += written
         self.controller_bytes[target] += read + written
         toward, away = self.links(initiator, target)
         for link in toward:
@@ -284,13 +387,17 @@ class Reference:
         for obj, thing in enumerate(self.things):
             if self.workload.freed_after[self.episode, obj] == self.task and thing.node is not None:
                 self.memory_used[thing.node] -= thing.size
-                thing.node, thing.size = None, 0.0
+                thing.node, thing.size, thing.holder = None, 0.0, None
         self.task += 1
         if self.task == self.workload.num_tasks:
             return
-        arrival_s = float(self.workload.arrival_s[self.episode, self.task])
-        decay = math.exp(-(arrival_s - self.now_s) / self.window_s)
-        self.now_s = arrival_s
+        before = self.now_s
+        self.now_s = max(before, float(self.workload.arrival_s[self.episode, self.task]))
+        if self.workload.follows_inputs:
+            own = self.things[int(self.workload.object[self.episode, self.task])]
+            written = [own.ready_s, *(self.things[obj].ready_s for obj, _ in self.inputs())]
+            self.now_s = max(self.now_s, *written)
+        decay = math.exp(-(self.now_s - before) / self.window_s)
         self.controller_bytes = [used * decay for used in self.controller_bytes]
         self.link_bytes = {link: used * decay for link, used in self.link_bytes.items()}
         self.traffic = {pair: used * decay for pair, used in self.traffic.items()}

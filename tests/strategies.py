@@ -108,6 +108,7 @@ def machines(draw: st.DrawFn, min_nodes: int = 1, max_nodes: int = 5) -> Topolog
         link_bandwidth_bytes_per_s=rng.uniform(2e9, 2e10, len(links)),
         loaded_latency=LoadedLatency(a=rng.uniform(0.0, 1.0), c=rng.uniform(0.0, 0.9), saturated=rng.uniform(1.0, 4.0)),
         outstanding_bytes=far * draw(st.sampled_from([64.0, 1024.0, 16384.0])),
+        llc_bytes=rng.uniform(0.5, 1.5, n) * draw(st.sampled_from([1e6, 3e7, 1e9, 1e10])),
         page_move_s=draw(st.sampled_from([0.0, 1e-6])),
     )
 
@@ -144,6 +145,7 @@ def workloads(draw: st.DrawFn, num_episodes: int = 1, max_tasks: int = 12) -> Wo
             NEVER,
             rng.integers(num_tasks, size=(num_episodes, num_objects)),
         ),
+        follows_inputs=draw(st.booleans()),
     )
 
 

@@ -169,8 +169,8 @@ def test_migration_is_the_time_to_move_the_object_to_each_node():
     observer = watched(toy_machine(3), toy_workload([Task(), Task()]), reference_s=2.0)
     np.testing.assert_array_equal(groups(observer)["migration"], [0, 0, 0])
     decide(observer, (0, 0))
-    # 100 bytes at 50 a second, 2 or 3 s of latency, 10 pages of 0.1 s
-    np.testing.assert_allclose(groups(observer)["migration"], [0, (2 + 2 + 1) / 2, (2 + 3 + 1) / 2])
+    # 100 bytes in one chunk: 1 s to read, 2 to send with 2 or 3 s of latency, 1 to write; 10 pages of 0.1 s
+    np.testing.assert_allclose(groups(observer)["migration"], [0, (1 + 4 + 1 + 1) / 2, (1 + 5 + 1 + 1) / 2])
 
 
 def test_latency_is_over_the_smallest_and_bandwidth_over_the_largest():
@@ -183,7 +183,7 @@ def test_an_estimate_weighs_communication_by_alpha():
     tasks = [Task(), Task(num_bytes=200)]
     observer = watched(toy_machine(), toy_workload(tasks), alpha=0.5, reference_s=2.0)
     decide(observer, (0, 0))
-    migration = 100 / 50 + 2 + 1
+    migration = 1 + 100 / 50 + 2 + 1 + 1
     expected = [[2.0, 4.0 + 0.5 * migration], [4.0, 2.0 + 0.5 * migration]]
     np.testing.assert_allclose(groups(observer)["estimate"], np.array(expected) / 2)
 
@@ -191,7 +191,7 @@ def test_an_estimate_weighs_communication_by_alpha():
 def test_an_estimate_counts_the_reading_of_inputs():
     observer = watched(toy_machine(), toy_workload([Task(obj=1), Task(obj=0, num_bytes=200, reads=((1, 100.0),))]))
     decide(observer, (1, 1))
-    reading = np.array([100 / 50 + 2, 100 / 100 + 1])  # by task node; the input is on node 1
+    reading = np.array([100 / 100 + 100 / 50 + 2, 100 / 100 + 1])  # by task node; the input is on node 1
     np.testing.assert_allclose(groups(observer)["estimate"], [[2.0, 4.0], [4.0, 2.0]] + reading[:, None])
 
 

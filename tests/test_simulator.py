@@ -1,20 +1,23 @@
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
 import numba
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from reference import Reference
 from strategies import Play, Task, plays, seeds, toy_machine, toy_workload, workloads
 
+from numa_rl.coherence.protocol import LineState, TransitionCosts, possible_transitions
+from numa_rl.communication.transfers import best_chunk_bytes, pipelined_s
 from numa_rl.machines.builders import eight_socket_cube
 from numa_rl.simulator.simulator import Simulator
-from numa_rl.simulator.state import Outcome, allocate_state, compile_machines
+from numa_rl.simulator.state import EXCLUSIVE, MODIFIED, Outcome, allocate_state, compile_machines
+from numa_rl.simulator.streams import read_time
 from numa_rl.topology import LoadedLatency, Topology
 from numa_rl.workloads.workload import NEVER, Workload
 
@@ -114,18 +117,43 @@ def test_one_core_streams_at_most_its_outstanding_bytes_per_latency():
     assert outcome["exec_s"] == pytest.approx(20.0)  # 20 bytes in flight, 2 s away: 10 bytes a second
 
 
-def test_an_input_costs_its_bytes_and_one_latency():
+def test_a_small_remote_input_is_split_off_and_then_transferred_as_one_chunk():
     workload = toy_workload([Task(obj=1), Task(obj=0, reads=((1, 100.0),))])
     outcome = decide(started(toy_machine(), workload), (1, 1), (0, 0))
-    assert outcome["comm_s"] == pytest.approx(4.0)  # 100 / 50 + 2
+    assert outcome["comm_s"] == pytest.approx(5.0)  # 100 / 100, then 100 / 50 + 2
     assert outcome["exec_s"] == 0.0
     assert outcome["remote_bytes"] == 100.0
 
 
-def test_inputs_are_read_one_after_another():
+def test_a_large_remote_input_is_split_off_while_the_chunk_before_is_transferred():
+    workload = toy_workload([Task(obj=1), Task(obj=0, reads=((1, 10_000.0),))])
+    outcome = decide(started(toy_machine(), workload), (1, 1), (0, 0))
+    # Chunks of c cost 10,000 / 50 + c / 100 + 2 x 10,000 / c, least at c = sqrt(2 x 10,000 x 100).
+    assert outcome["comm_s"] == pytest.approx(200.0 + 2.0 * np.sqrt(200.0))
+
+
+def test_chunks_fit_twice_into_the_cache_they_arrive_in():
+    workload = toy_workload([Task(obj=1), Task(obj=0, reads=((1, 10_000.0),))])
+    outcome = decide(started(toy_machine(llc_bytes=[2000.0, 1e9]), workload), (1, 1), (0, 0))
+    assert outcome["comm_s"] == pytest.approx(200.0 + 1000 / 100 + 2 * 10_000 / 1000)
+
+
+def test_a_local_input_costs_its_bytes_and_one_latency():
+    workload = toy_workload([Task(obj=1), Task(obj=0, reads=((1, 100.0),))])
+    outcome = decide(started(toy_machine(llc_bytes=2.0), workload), (1, 1), (1, 0))
+    assert outcome["comm_s"] == pytest.approx(2.0)  # 100 / 100 + 1
+
+
+def test_inputs_from_one_node_are_aggregated_into_one_message():
+    workload = toy_workload([Task(obj=1), Task(obj=2), Task(obj=0, reads=((1, 60.0), (2, 40.0)))])
+    outcome = decide(started(toy_machine(), workload), (1, 1), (1, 1), (0, 0))
+    assert outcome["comm_s"] == pytest.approx(5.0)  # as one input of 100
+
+
+def test_inputs_of_different_nodes_are_read_one_after_another():
     workload = toy_workload([Task(obj=1), Task(obj=2), Task(obj=0, reads=((1, 100.0), (2, 100.0)))])
     outcome = decide(started(toy_machine(), workload), (1, 1), (1, 0), (0, 0))
-    assert outcome["comm_s"] == pytest.approx(4.0 + 2.0)  # 100 / 50 + 2, then 100 / 100 + 1
+    assert outcome["comm_s"] == pytest.approx(5.0 + 2.0)  # 100 / 100 + 100 / 50 + 2, then 100 / 100 + 1
     assert (outcome["local_bytes"], outcome["remote_bytes"]) == (100.0, 100.0)
 
 
@@ -144,22 +172,26 @@ def test_an_object_that_lives_elsewhere_migrates():
     simulator = started(toy_machine(), workload)
     outcome = decide(simulator, (0, 0), (1, 1))
     assert outcome["migrated"]
-    assert outcome["migration_s"] == pytest.approx(100 / 50 + 2 + 10 * 0.1)  # the old size: copy, latency, 10 pages
+    assert outcome["migration_s"] == pytest.approx(1 + 4 + 1 + 10 * 0.1)  # the old size: read, sent, written, 10 pages
     assert outcome["comm_s"] == outcome["migration_s"]
     assert objects(simulator) == [(1, 150.0)]
     np.testing.assert_array_equal(simulator.state.memory_used_bytes[0], [0, 150])
 
 
 def test_a_page_that_is_not_full_moves_like_a_full_one():
-    workload = toy_workload([Task(size=101), Task(size=101, arrival_s=1000)])
+    workload = toy_workload([Task(size=91), Task(size=91, arrival_s=1000)])
     outcome = decide(started(toy_machine(), workload), (0, 0), (1, 1))
-    assert outcome["migration_s"] == pytest.approx(101 / 50 + 2 + 11 * 0.1)
+    assert outcome["migration_s"] == pytest.approx(91 / 100 + 91 / 50 + 2 + 91 / 100 + 10 * 0.1)
 
 
 def test_a_migration_is_as_slow_as_the_memory_it_is_written_to():
     machine = toy_machine(memory_bandwidth_bytes_per_s=[100.0, 10.0])
     workload = toy_workload([Task(size=100), Task(size=100, arrival_s=1000)])
-    assert decide(started(machine, workload), (0, 0), (1, 1))["migration_s"] == pytest.approx(100 / 10 + 2 + 1)
+    # Stages of a chunk c: c / 100, c / 50 + 2, c / 10. The last is the slowest from c = 2 / (1/10 - 1/50) = 25 on:
+    # 25 / 100 + 2.5 + 2.5 for the first chunk, and 2.5 for each of three more, which is less than 100 / 10 + 4 + 1.
+    assert decide(started(machine, workload), (0, 0), (1, 1))["migration_s"] == pytest.approx(
+        0.25 + 2.5 + 2.5 + 3 * 2.5 + 1
+    )
 
 
 def test_migrated_bytes_are_remote_and_pass_both_memories():
@@ -169,6 +201,123 @@ def test_migrated_bytes_are_remote_and_pass_both_memories():
     assert (outcome["local_bytes"], outcome["remote_bytes"]) == (0.0, 100.0)
     np.testing.assert_array_equal(simulator.state.traffic_bytes[0].reshape(2, 2), [[0, 0], [100, 100]])
     np.testing.assert_array_equal(simulator.state.resource_bytes[0], [100, 100, 100, 0])  # link 0 -> 1 carries it
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    num_bytes=st.floats(1.0, 1e10),
+    s_per_byte=st.floats(1e-12, 1e-6),
+    split_share=st.floats(0.0, 1.0),
+    latency_s=st.floats(1e-9, 1e-2),
+    most_bytes=st.floats(64.0, 1e9),
+)
+def test_a_read_is_the_pipeline_of_the_best_chunks(num_bytes, s_per_byte, split_share, latency_s, most_bytes):
+    stages = (split_share * s_per_byte, s_per_byte, 0.0)
+    chunk = best_chunk_bytes(num_bytes, *stages, latency_s, most_bytes)
+    expected = pipelined_s(num_bytes, chunk, *stages, latency_s)
+    got = read_time.py_func(num_bytes, s_per_byte, stages[0], latency_s, most_bytes)
+    assume(split_share == 0.0 or num_bytes * latency_s >= stages[0])  # else a chunk would be less than a byte
+    assert got == pytest.approx(expected, rel=1e-9)
+
+
+# Cached lines: an access leaves them at its node, and asking that node's cache takes time. 20 bytes in flight.
+
+RATIO = TransitionCosts().ratio
+M, E, S, I, F = LineState  # noqa: E741
+
+
+def coherence_s(*steps: tuple[Task, int], llc_bytes: float = 1e9, num_nodes: int = 3) -> float:
+    """Coherence time of the last of these tasks, each run on a node, all data staying on node 0."""
+    tasks = [replace(task, arrival_s=1e6 * place) for place, (task, _) in enumerate(steps)]  # load has decayed
+    machine = toy_machine(num_nodes, cores=[4] * num_nodes, llc_bytes=llc_bytes, outstanding_bytes=20.0)
+    simulator = started(machine, toy_workload(tasks))
+    outcome = decide(simulator, *((node, 0) for _, node in steps))
+    assert outcome["comm_s"] == pytest.approx(outcome["coherence_s"] + simulator.state.totals["inputs_s"][0])
+    return float(outcome["coherence_s"])
+
+
+READ, WRITE = Task(num_bytes=60.0), Task(num_bytes=60.0, write_fraction=1.0)
+ONE_HOP = 60.0 * 2.0 / 20.0  # 60 bytes, 20 in flight, 2 s away
+
+
+def test_lines_of_a_first_access_or_of_the_same_node_cost_nothing():
+    assert coherence_s((READ, 0)) == 0.0
+    assert coherence_s((WRITE, 0), (WRITE, 0)) == 0.0
+    assert coherence_s((READ, 0), (WRITE, 0)) == 0.0  # E -> M is silent
+
+
+def test_reading_what_another_node_wrote_takes_a_transfer_and_a_write_back():
+    assert coherence_s((WRITE, 0), (READ, 1)) == pytest.approx(ONE_HOP * (RATIO[I, F] + RATIO[M, S]))
+
+
+def test_reading_what_another_node_read_takes_a_transfer():
+    assert coherence_s((READ, 0), (READ, 1)) == pytest.approx(ONE_HOP * RATIO[I, F])
+
+
+def test_the_newest_reader_answers_the_next():
+    assert coherence_s((READ, 0), (READ, 1), (READ, 2)) == pytest.approx(ONE_HOP * RATIO[I, F])  # from 1, not 0
+
+
+def test_writing_what_another_node_holds_takes_a_read_for_ownership():
+    assert coherence_s((READ, 0), (WRITE, 1)) == pytest.approx(ONE_HOP * RATIO[I, M])
+    assert coherence_s((WRITE, 0), (WRITE, 1)) == pytest.approx(ONE_HOP * (RATIO[I, M] + RATIO[M, I]))
+
+
+def test_writing_what_others_share_takes_an_invalidation_of_the_last_of_them():
+    assert coherence_s((READ, 0), (READ, 2), (WRITE, 2)) == pytest.approx(1.5 * ONE_HOP * RATIO[F, M])  # two hops, 3 s
+
+
+def test_a_task_that_reads_and_writes_pays_for_each_by_its_share():
+    mixed = Task(num_bytes=60.0, write_fraction=0.25)
+    assert coherence_s((READ, 0), (mixed, 1)) == pytest.approx(ONE_HOP * (0.75 * RATIO[I, F] + 0.25 * RATIO[I, M]))
+
+
+def test_lines_of_inputs_are_asked_for_too():
+    reading = Task(obj=1, reads=((0, 60.0),))
+    assert coherence_s((WRITE, 0), (reading, 1)) == pytest.approx(ONE_HOP * (RATIO[I, F] + RATIO[M, S]))
+
+
+def test_what_streams_through_a_cache_pushes_lines_out():
+    passing = Task(obj=1, num_bytes=70.0)
+    assert coherence_s((WRITE, 0), (passing, 0), (WRITE, 1), llc_bytes=200.0) > 0.0
+    half_left = coherence_s((WRITE, 0), (passing, 0), (WRITE, 1), llc_bytes=100.0)
+    assert half_left == pytest.approx(0.5 * coherence_s((WRITE, 0), (WRITE, 1)))  # 100 - 70 of 60
+    assert coherence_s((WRITE, 0), (passing, 0), (WRITE, 1), llc_bytes=70.0) == 0.0
+
+
+def test_no_more_lines_are_asked_for_than_the_access_touches():
+    assert coherence_s((WRITE, 0), (replace(READ, num_bytes=6.0), 1)) == pytest.approx(
+        0.1 * coherence_s((WRITE, 0), (READ, 1))
+    )
+
+
+def test_no_more_lines_are_left_than_the_object_has():
+    streaming = replace(WRITE, num_bytes=600.0)  # six times over an object of 100
+    reading = replace(READ, num_bytes=600.0)
+    assert coherence_s((streaming, 0), (reading, 1)) == pytest.approx(coherence_s((WRITE, 0), (READ, 1)) * 100 / 60)
+
+
+def test_moving_an_object_drops_its_lines():
+    tasks = [WRITE, replace(WRITE, arrival_s=1e6), replace(Task(num_bytes=0.0), arrival_s=2e6)]
+    simulator = started(toy_machine(cores=[4, 4], outstanding_bytes=20.0), toy_workload(tasks))
+    decide(simulator, (0, 0))
+    assert simulator.state.objects["holder"][0, 0] == 0
+    decide(simulator, (1, 0))
+    decide(simulator, (1, 1))
+    assert simulator.state.objects["holder"][0, 0] == -1
+
+
+# Graphs of tasks.
+
+
+def test_in_a_stream_tasks_wait_for_inputs_and_in_a_graph_time_moves_to_when_they_are_ready():
+    tasks = [Task(obj=0, flops=700, num_bytes=1, write_fraction=1.0), Task(obj=1, arrival_s=2.0, reads=((0, 0.0),))]
+    stream = started(toy_machine(), toy_workload(tasks))
+    assert decide(stream, (0, 0), (1, 1))["wait_s"] == pytest.approx(5.0)
+    graph = started(toy_machine(), replace(toy_workload(tasks), follows_inputs=True))
+    decide(graph, (0, 0))
+    assert graph.state.now_s[0] == pytest.approx(7.0)
+    assert decide(graph, (1, 1))["wait_s"] == pytest.approx(0.0)
 
 
 # Contention.
@@ -251,9 +400,9 @@ def test_writing_or_moving_an_object_delays_its_next_reader():
     last = Task(obj=0, arrival_s=3.0)
     writing = Task(obj=0, arrival_s=2.0, flops=1000, write_fraction=0.5)
     assert decide(started(machine, toy_workload([new, writing, last])), (0, 0), (1, 0), (1, 0))["wait_s"] == 9.0
-    moving = Task(obj=0, arrival_s=2.0)  # 100 / 50 + 2 + 1 = 5 s from 2 s on
+    moving = Task(obj=0, arrival_s=2.0)  # 1 + 4 + 1 + 1 = 7 s from 2 s on
     outcome = decide(started(machine, toy_workload([new, moving, last])), (0, 0), (1, 1), (1, 1))
-    assert outcome["wait_s"] == pytest.approx(4.0)
+    assert outcome["wait_s"] == pytest.approx(6.0)
 
 
 def test_imbalance_is_the_deviation_of_outstanding_work_over_its_mean():
@@ -320,8 +469,9 @@ def test_a_task_without_room_anywhere_is_dropped():
     for name in ("exec_s", "comm_s", "wait_s", "migration_s", "local_bytes", "remote_bytes"):
         assert outcome[name] == 0.0
     after = bits(simulator)
+    assert (simulator.state.totals["decisions"], simulator.state.totals["dropped"]) == (2, 1)
     for name in before:
-        if name != "task" and not name.startswith("outcome."):
+        if name not in ("task", "totals") and not name.startswith("outcome."):
             np.testing.assert_array_equal(after[name], before[name], err_msg=name)
 
 
@@ -359,12 +509,17 @@ def assert_agree(simulator: Simulator, row: int, oracle: Reference) -> None:
     state, n, width = simulator.state, oracle.num_nodes, simulator.num_nodes
     scale = oracle.now_s + max(max(cores, default=0.0) for cores in oracle.core_free_s)
     assert state.task[row] == oracle.task
-    assert state.now_s[row] == oracle.now_s
+    assert state.now_s[row] == pytest.approx(oracle.now_s, rel=1e-4)
     np.testing.assert_array_equal(state.memory_used_bytes[row, :n], oracle.memory_used)
     traffic = [oracle.traffic[i, d] for i in range(n) for d in range(n)]
     np.testing.assert_allclose(
         state.traffic_bytes[row].reshape(width, width)[:n, :n].ravel(), traffic, rtol=1e-4, atol=1.0
     )
+    moved = [oracle.moved[i, d] for i in range(n) for d in range(n)]
+    np.testing.assert_allclose(
+        state.pair_bytes[row].reshape(width, width, 2)[:n, :n].reshape(-1, 2), moved, rtol=1e-4, atol=1.0
+    )
+    np.testing.assert_allclose(state.passed_bytes[row, :n], oracle.passed, rtol=1e-6)
     links = list(oracle.link_bytes.values())
     used = state.resource_bytes[row]
     np.testing.assert_allclose(used[:n], oracle.controller_bytes, rtol=1e-4, atol=1.0)
@@ -376,6 +531,10 @@ def assert_agree(simulator: Simulator, row: int, oracle: Reference) -> None:
     for obj, thing in enumerate(oracle.things):
         assert objects(simulator, row)[obj] == (-1 if thing.node is None else thing.node, thing.size)
         assert state.objects[row, obj]["ready_s"] == pytest.approx(thing.ready_s, rel=1e-4, abs=1e-6 * scale)
+        assert state.objects[row, obj]["holder"] == (-1 if thing.holder is None else thing.holder)
+        if thing.holder is not None:
+            expected = {LineState.M: MODIFIED, LineState.E: EXCLUSIVE, LineState.F: thing.sharer}[thing.state]
+            assert state.objects[row, obj]["sharer"] == expected
 
 
 @settings(deadline=None, max_examples=200)
@@ -457,7 +616,7 @@ def relabelled(topology: Topology, new_name: np.ndarray) -> Topology:
     old_name = np.argsort(new_name)
     changes: dict[str, Any] = {
         name: getattr(topology, name)[old_name]
-        for name in ("cores", "flops_per_s", "memory_bytes", "memory_bandwidth_bytes_per_s")
+        for name in ("cores", "flops_per_s", "memory_bytes", "memory_bandwidth_bytes_per_s", "llc_bytes")
     }
     changes |= {
         name: getattr(topology, name)[np.ix_(old_name, old_name)] for name in ("latency_s", "bandwidth_bytes_per_s")
@@ -491,7 +650,8 @@ def test_relabelling_nodes_relabels_the_outcome(play, random):
 @given(plays(), seeds)
 def test_traffic_already_there_never_makes_a_decision_faster(play, seed):
     rng = np.random.default_rng(seed)
-    simulator = Simulator(play.topology, play.workload, 2, window_s=play.window_s)
+    stream = replace(play.workload, follows_inputs=False)  # in a graph, time moves on while a slow task runs
+    simulator = Simulator(play.topology, stream, 2, window_s=play.window_s)
     simulator.reset(0)
     for task in range(play.workload.num_tasks):
         used = simulator.state.resource_bytes
@@ -507,16 +667,21 @@ def test_traffic_already_there_never_makes_a_decision_faster(play, seed):
 @modest
 @given(plays(), st.data())
 def test_a_larger_task_never_makes_a_later_one_faster(play, data):
-    workload = play.workload
+    # In a graph time moves on, and traffic decays, while it runs; and its data push cached lines out.
+    workload = replace(play.workload, follows_inputs=False)
+    free = TransitionCosts(np.where(possible_transitions(), 0.0, np.nan))
+    topology = replace(play.topology, coherence=free)
     larger = data.draw(st.integers(0, workload.num_tasks - 1), label="larger task")
     factor = np.ones((1, workload.num_tasks))
     factor[0, larger] = data.draw(st.floats(1.0, 10.0), label="factor")
-    demands = {name: getattr(workload, name) for name in workload.__dataclass_fields__}
-    demands["flops"] = demands["flops"] * factor
-    demands["bytes"] = demands["bytes"] * factor
-    demands["input_bytes"] = demands["input_bytes"] * factor[..., None]
-    other = Play(play.topology, Workload(**demands), play.window_s, play.actions)
-    for task, (one, two) in enumerate(zip(replay(play)[1:], replay(other)[1:], strict=True)):
+    larger_workload = replace(
+        workload,
+        flops=workload.flops * factor,
+        bytes=workload.bytes * factor,
+        input_bytes=workload.input_bytes * factor[..., None],
+    )
+    pair = (Play(topology, demands, play.window_s, play.actions) for demands in (workload, larger_workload))
+    for task, (one, two) in enumerate(zip(*(replay(each)[1:] for each in pair), strict=True)):
         light = one["outcome.exec_s"] + one["outcome.comm_s"]
         heavy = two["outcome.exec_s"] + two["outcome.comm_s"]
         assert heavy >= light * (1 - 1e-6), f"task {task}"
@@ -555,6 +720,8 @@ def unpadded(simulator: Simulator, row: int, num_nodes: int, num_links: int) -> 
     width, found = simulator.num_nodes, bits(simulator, row)
     for name in ("traffic_bytes", "core_free_s", "access_bytes"):
         found[name] = found[name].reshape(-1, width)[:, :num_nodes]
+    found["pair_bytes"] = found["pair_bytes"].reshape(width, width, 2)[:num_nodes, :num_nodes]
+    found["passed_bytes"] = found["passed_bytes"][:num_nodes]
     found["traffic_bytes"] = found["traffic_bytes"][:num_nodes]
     found["core_free_s"] = found["core_free_s"][:3]
     used = found["resource_bytes"]
@@ -602,6 +769,37 @@ def test_machines_of_different_sizes_in_one_batch_do_not_meet(machines, workload
 
 
 # Episodes.
+
+
+def test_totals_are_the_sums_of_the_outcomes():
+    tasks = [Task(flops=300, num_bytes=200), Task(num_bytes=50, reads=((1, 30.0),)), Task(obj=1, arrival_s=1.0)]
+    tasks += [Task(arrival_s=2.0, num_bytes=10, write_fraction=0.5, reads=((1, 20.0),)), Task(arrival_s=3.0, size=2000)]
+    simulator = started(toy_machine(outstanding_bytes=50.0), toy_workload(tasks))
+    names = ("wait_s", "migration_s", "coherence_s", "local_bytes", "remote_bytes", "imbalance")
+    sums, compute, finish = dict.fromkeys(names, 0.0), 0.0, 0.0
+    for place, action in enumerate([(0, 0), (1, 1), (1, 0), (0, 0), (0, 0)]):
+        outcome = decide(simulator, action)
+        compute += outcome["exec_s"] - outcome["wait_s"]
+        finish = max(finish, tasks[place].arrival_s + outcome["exec_s"] + outcome["comm_s"])
+        for name in names:
+            sums[name] += outcome[name]
+    totals = simulator.state.totals[0]
+    for name in names:
+        assert totals[name] == pytest.approx(sums[name]), name
+    assert sums["coherence_s"] > 0.0
+    assert totals["compute_s"] == pytest.approx(compute)
+    assert totals["last_finish_s"] == pytest.approx(finish)
+    assert (totals["decisions"], totals["migrations"], totals["dropped"]) == (5, 2, 1)
+    assert (totals["flops"], totals["bytes"]) == (300, 200 + 50 + 10 + 20)  # object 1 did not live when first read
+    moved = simulator.state.pair_bytes[0].reshape(2, 2, 2)
+    assert moved.sum() == sums["local_bytes"] + sums["remote_bytes"] + 2 * 100  # written where objects moved to
+
+
+def test_alone_a_task_finds_everything_local_and_idle():
+    busy = Task(num_bytes=1000, flops=100)
+    simulator = started(toy_machine(), toy_workload([busy, Task(obj=1, num_bytes=200, flops=50, reads=((0, 40.0),))]))
+    decide(simulator, (0, 1), (1, 0))
+    assert simulator.state.totals[0]["alone_s"] == pytest.approx(1000 / 100 + 200 / 100 + 40 / 100)
 
 
 def test_a_finished_row_stays_as_it_is():

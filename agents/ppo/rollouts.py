@@ -21,8 +21,9 @@ from envs.reward import RewardWeights
 from envs.world import World
 from numa_rl.compilation import compiled
 from numa_rl.simulator.forecast import allocate_scratch, forecast
-from numa_rl.simulator.kernel import ZERO, advance, decide, find_room, has_room
+from numa_rl.simulator.kernel import advance, decide, find_room, has_room
 from numa_rl.simulator.simulator import Simulator
+from numa_rl.simulator.streams import ZERO
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]

@@ -22,6 +22,7 @@ DEFAULT_SOURCES = {
     "loaded_latency": "assumed: the fit to the Intel MLC curve of a two-socket Xeon Platinum 8269CY (rmse 0.019)",
     "outstanding_bytes": "assumed: 16 lines of 64 bytes, the L2 superqueue of an Intel core",
     "llc_bytes": "assumed: 32 MiB per node, the order of a server socket",
+    "coherence": "derived: cache-to-cache over idle latency between the sockets of a Xeon Platinum 8269CY (MLC v3.9)",
     "page_bytes": "assumed: the 4 KiB base page of x86-64 Linux",
     "page_move_s": "assumed: 1 us of kernel time per page, the order of Lameter, ACM Queue 2013",
 }

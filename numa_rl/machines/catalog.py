@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from numa_rl.coherence.protocol import TransitionCosts
 from numa_rl.machines import builders
 from numa_rl.machines.hwloc import read_hwloc
 from numa_rl.topology import LoadedLatency, Topology
@@ -32,7 +33,7 @@ SCALAR_FIGURES = ("outstanding_bytes", "page_bytes", "page_move_s")
 LINK_KEYS = ("source", "target", "bandwidth_bytes_per_s")
 LOADED_LATENCY_KEYS = ("a", "c", "saturated")
 # num_nodes and hops follow from the rest: written for whoever reads the file, checked when given.
-OPTIONAL = (*SCALAR_FIGURES, "llc_bytes", "loaded_latency", "sources", "num_nodes", "hops")
+OPTIONAL = (*SCALAR_FIGURES, "llc_bytes", "coherence", "loaded_latency", "sources", "num_nodes", "hops")
 # The attributes that a machine states a source for.
 FIGURES = (
     *NODE_FIGURES,
@@ -42,6 +43,7 @@ FIGURES = (
     "loaded_latency",
     *SCALAR_FIGURES,
     "llc_bytes",
+    "coherence",
 )
 
 
@@ -124,6 +126,9 @@ def _refuse_constant(constant: str) -> float:
 def _topology(figures: Mapping[str, Any]) -> Topology:
     """The machine of checked figures, whose derived figures, when given, agree with the rest."""
     links = figures["links"]
+    optional = {key: figures[key] for key in (*SCALAR_FIGURES, "llc_bytes") if key in figures}
+    if "coherence" in figures:
+        optional["coherence"] = TransitionCosts(np.array(figures["coherence"], np.float64))
     topology = Topology(
         name=figures["name"],
         **{key: figures[key] for key in (*NODE_FIGURES, *PAIR_FIGURES)},
@@ -131,7 +136,7 @@ def _topology(figures: Mapping[str, Any]) -> Topology:
         link_bandwidth_bytes_per_s=np.array([link["bandwidth_bytes_per_s"] for link in links], dtype=np.float64),
         loaded_latency=LoadedLatency(**figures.get("loaded_latency", {})),
         sources=figures.get("sources", {}),
-        **{key: figures[key] for key in (*SCALAR_FIGURES, "llc_bytes") if key in figures},
+        **optional,
     )
     for key, value in (("num_nodes", topology.num_nodes), ("hops", topology.hops.tolist())):
         if figures.get(key, value) != value:
@@ -148,6 +153,7 @@ def _check_types(figures: Any) -> None:
     for key in PAIR_FIGURES:
         _check_numbers(key, figures[key], 2)
     _check_numbers("llc_bytes", figures.get("llc_bytes", []), 1)
+    _check_numbers("coherence", _without_holes(figures.get("coherence", [])), 2)
     for key in SCALAR_FIGURES:
         _check_numbers(key, figures.get(key, 1), 0, whole=key == "page_bytes")
     if not isinstance(figures["links"], list):
@@ -197,6 +203,13 @@ def _check_numbers(name: str, value: Any, dimensions: int, *, whole: bool = Fals
         _check_numbers(f"{name}[{index}]", item, dimensions - 1, whole=whole)
     if dimensions > 1 and len({len(row) for row in value}) > 1:
         raise ValueError(f"{name} must have rows of one length, got lengths {[len(row) for row in value]}.")
+
+
+def _without_holes(matrix: Any) -> Any:
+    """The matrix with a number for every null, which stands for a transition that is never made."""
+    if not isinstance(matrix, list):
+        return matrix
+    return [[0.0 if ratio is None else ratio for ratio in row] if isinstance(row, list) else row for row in matrix]
 
 
 def _show(value: Any) -> str:

@@ -11,19 +11,21 @@ from __future__ import annotations
 import numpy as np
 
 from numa_rl.compilation import compiled
-from numa_rl.simulator.kernel import (
+from numa_rl.simulator.kernel import find_room, gathered_bytes, ready_time
+from numa_rl.simulator.lines import cached_lines, line_ratios, line_time
+from numa_rl.simulator.state import F32, Machines
+from numa_rl.simulator.streams import (
+    HALF,
     ONE,
     ZERO,
-    find_room,
     latency_factor,
     migration_time,
     page_time,
-    ready_time,
+    read_time,
     resource_load,
     shared_s_per_byte,
     stream_s_per_byte,
 )
-from numa_rl.simulator.state import F32, Machines
 
 NUM_ROUTE_ARRAYS = 6
 NUM_RESOURCE_ARRAYS = 7
@@ -67,6 +69,22 @@ def weigh_routes(machines, state, b, window_s, routes, resources):
         load[pair] = max(load[before], max(loads[a], loads[z]))
         price_in[pair] = price_in[before] + prices[a]
         price_out[pair] = price_out[before] + prices[z]
+
+
+@compiled
+def weigh_lines(machines, state, b, obj, num_bytes, write_fraction, loaded, reading):
+    """Add to `reading` what the lines of an object that are cached somewhere cost each node that accesses them."""
+    lines = cached_lines(machines, state, b, obj, num_bytes)
+    if lines > ZERO:
+        another, itself = line_ratios(machines, state, b, obj, write_fraction)
+        width = machines.cores.shape[1]
+        outstanding = machines.outstanding_bytes[state.machine[b]]
+        holder, sharer = state.objects[b, obj].holder, state.objects[b, obj].sharer
+        for n in range(machines.num_nodes[state.machine[b]]):
+            if n != holder:
+                reading[n] += line_time(lines, another, loaded[n * width + holder], outstanding)
+            elif itself > ZERO:
+                reading[n] += line_time(lines, itself, loaded[n * width + sharer], outstanding)
 
 
 @compiled
@@ -118,17 +136,22 @@ def forecast(
     reading, reading_price = resources[3], resources[4]
     for n in range(width):
         reading[n] = reading_price[n] = ZERO
+    weigh_lines(machines, state, b, obj, num_bytes, write_fraction, loaded, reading)
     for p in range(tasks.inputs.shape[2]):
         source = tasks.inputs[e, t, p]
-        read = tasks.input_bytes[e, t, p]
-        if source >= 0 and read > ZERO and state.objects[b, source].node >= 0:
+        if source >= 0:
+            weigh_lines(machines, state, b, source, tasks.input_bytes[e, t, p], ZERO, loaded, reading)
+        read = gathered_bytes(tasks, state, b, p)
+        if read > ZERO:
             y = state.objects[b, source].node
             for n in range(width):
                 i = n * width + y
                 s_per_byte = stream_s_per_byte(
                     pair_s_per_byte[i], controller[y], inward[i], outward[i], ZERO, loaded[i], outstanding
                 )
-                reading[n] += read * s_per_byte + loaded[i]
+                split = ZERO if n == y else controller[y]
+                most = read if n == y else HALF * machines.llc_bytes[m, n]
+                reading[n] += read_time(read, s_per_byte, split, loaded[i], most)
                 reading_price[n] += read * (price[y] + price_in[i])
 
     fits = True
@@ -143,8 +166,18 @@ def forecast(
             s_per_byte = stream_s_per_byte(
                 pair_s_per_byte[i], controller[home], inward[i], outward[i], ZERO, loaded[i], outstanding
             )
-            slower = max(s_per_byte, controller[target])
-            seconds = np.float32(migration_time(state.objects[b, obj].bytes, slower, loaded[i], page_s))
+            half_cache = HALF * machines.llc_bytes[m, target]
+            seconds = np.float32(
+                migration_time(
+                    state.objects[b, obj].bytes,
+                    controller[home],
+                    s_per_byte,
+                    controller[target],
+                    loaded[i],
+                    half_cache,
+                    page_s,
+                )
+            )
             migration[d] = seconds * per_reference
             moving[d] = alpha * seconds
             moving_price[d] = old_size * (price[home] + price[target] + price_in[i])

@@ -6,10 +6,9 @@ nothing, so any batch size and thread count give the same bits (no fused multipl
 Dimension key: N nodes, R resources, P inputs, as in `state.py`.
 
 References:
-    [1] The chapter, section 16.1.2: T_transfer = S / B + L.
+    [1] The chapter, section 16.1.2: small messages are aggregated.
     [2] The chapter, section 16.2.3: T_exec, T_comm and Imbalance.
     [3] The chapter, section 16.4.3: the roofline.
-    [4] J. D. C. Little, "A proof for the queuing formula L = lambda W", 1961.
 """
 
 from __future__ import annotations
@@ -23,11 +22,19 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from numa_rl.compilation import compiled
-from numa_rl.simulator.state import OBJECT
+from numa_rl.simulator.lines import cache_lines, coherence_time
+from numa_rl.simulator.state import EXCLUSIVE, OBJECT
+from numa_rl.simulator.streams import (
+    HALF,
+    ONE,
+    ZERO,
+    controller_s_per_byte,
+    migrate,
+    read_time,
+    stream_s_per_byte,
+    transfer_cost,
+)
 
-ONE = np.float32(1.0)
-ZERO = np.float32(0.0)
-NO_ROOM = np.float32(1e-9)  # keeps r(u) finite beyond u = 1 / c, where it is `saturated` anyway
 OBJECT_BYTES = OBJECT.itemsize
 AHEAD = 3  # rows between asking for an object's cache lines and using them
 
@@ -65,117 +72,6 @@ def fetch_objects(tasks, state, b, width):
 
 
 @compiled
-def shared_s_per_byte(idle_s_per_byte, load):
-    """Seconds per byte of a resource that offered load u keeps busy: its equal share is capacity / (1 + u)."""
-    return idle_s_per_byte * (ONE + load)
-
-
-@compiled
-def latency_factor(load, a, c, saturated):
-    """Loaded over idle latency, r(u) = 1 + a u / (1 - c u), at most `saturated`."""
-    room = max(ONE - c * load, NO_ROOM)
-    return min(ONE + a * load / room, saturated)
-
-
-@compiled
-def resource_load(resource_bytes, idle_s_per_byte, window_s):
-    """Offered load of a controller or link: recent bytes over what it can move in a window."""
-    return resource_bytes * idle_s_per_byte / window_s
-
-
-@compiled
-def route_load(machines, state, b, node, target, window_s):
-    """What a stream between initiator `node` and memory of `target` meets on its way.
-
-    Returns:
-        (seconds per byte of the slowest link toward the initiator, the same away from it,
-        the largest load of the controller and the links).
-    """
-    m = state.machine[b]
-    width = machines.cores.shape[1]
-    idle = machines.resource_s_per_byte[m]
-    used = state.resource_bytes[b]
-    inward = ZERO
-    outward = ZERO
-    load = resource_load(used[target], idle[target], window_s)
-    pair = node * width + target
-    start = node * width + node
-    while pair != start:
-        link = machines.link_in[m, pair]
-        u = resource_load(used[link], idle[link], window_s)
-        inward = max(inward, shared_s_per_byte(idle[link], u))
-        load = max(load, u)
-        link = machines.link_out[m, pair]
-        u = resource_load(used[link], idle[link], window_s)
-        outward = max(outward, shared_s_per_byte(idle[link], u))
-        load = max(load, u)
-        pair = np.int64(machines.parent_pair[m, pair])
-    return inward, outward, load
-
-
-@compiled
-def stream_s_per_byte(
-    pair_s_per_byte, controller_s_per_byte, inward, outward, write_fraction, loaded_latency_s, outstanding_bytes
-):
-    """Seconds per byte of one core's stream: the slowest of everything it passes.
-
-    Reads cross the links toward the initiator and writes the links away from it, at the same time; the core
-    itself keeps `outstanding_bytes` in flight, so it moves at most that many bytes per loaded latency [4].
-    """
-    core = loaded_latency_s / outstanding_bytes
-    links = max((ONE - write_fraction) * inward, write_fraction * outward)
-    return max(max(pair_s_per_byte, controller_s_per_byte), max(links, core))
-
-
-@compiled
-def transfer_cost(machines, state, b, node, target, write_fraction, window_s):
-    """Seconds per byte of a stream between a core of `node` and memory of `target`, and its loaded latency."""
-    m = state.machine[b]
-    pair = node * machines.cores.shape[1] + target
-    inward, outward, load = route_load(machines, state, b, node, target, window_s)
-    idle = machines.resource_s_per_byte[m, target]
-    controller = shared_s_per_byte(idle, resource_load(state.resource_bytes[b, target], idle, window_s))
-    factor = latency_factor(load, machines.latency_a[m], machines.latency_c[m], machines.latency_saturated[m])
-    latency = machines.latency_s[m, pair] * factor
-    s_per_byte = stream_s_per_byte(
-        machines.pair_s_per_byte[m, pair],
-        controller,
-        inward,
-        outward,
-        write_fraction,
-        latency,
-        machines.outstanding_bytes[m],
-    )
-    return s_per_byte, latency
-
-
-@compiled
-def page_time(num_bytes, page_bytes, page_move_s):
-    """Seconds of kernel work to move as many pages as hold `num_bytes`."""
-    return math.ceil(num_bytes / page_bytes) * page_move_s
-
-
-@compiled
-def migration_time(num_bytes, s_per_byte, latency_s, page_s):
-    """Seconds to move `num_bytes` from one node's memory to another's: transfer [1], and work for its pages.
-
-    `s_per_byte` is the slower of reading there and writing here.
-    """
-    return num_bytes * s_per_byte + latency_s + page_s
-
-
-@compiled
-def migrate(machines, state, b, source, target, num_bytes, window_s):
-    """`migration_time` between two nodes as loaded as they are now."""
-    m = state.machine[b]
-    s_per_byte, latency = transfer_cost(machines, state, b, target, source, ZERO, window_s)
-    idle = machines.resource_s_per_byte[m, target]
-    writing = shared_s_per_byte(idle, resource_load(state.resource_bytes[b, target], idle, window_s))
-    page_s = page_time(num_bytes, machines.page_bytes[m], machines.page_move_s[m])
-    return migration_time(num_bytes, max(s_per_byte, writing), latency, page_s)
-
-
-@compiled
 def has_room(machines, state, b, node, obj, num_bytes):
     """Whether `node` can hold `obj` at `num_bytes`; what the object already occupies there counts as free."""
     used = state.memory_used_bytes[b, node] + num_bytes
@@ -209,17 +105,71 @@ def ready_time(tasks, state, b):
 
 
 @compiled
-def input_transfer(machines, tasks, state, b, node, window_s):
-    """Seconds for a core of `node` to read every live input of the next task, one after another [1]."""
+def gathered_bytes(tasks, state, b, p):
+    """Bytes of the next task's inputs from the node of its p-th, if that is the first from there: one message [1]."""
     e, t = state.episode[b], state.task[b]
+    obj = tasks.inputs[e, t, p]
+    if obj < 0 or state.objects[b, obj].node < 0:
+        return ZERO
+    home = state.objects[b, obj].node
+    for before in range(p):
+        other = tasks.inputs[e, t, before]
+        if other >= 0 and state.objects[b, other].node == home:
+            return ZERO
+    total = tasks.input_bytes[e, t, p]
+    for after in range(p + 1, tasks.inputs.shape[2]):
+        other = tasks.inputs[e, t, after]
+        if other >= 0 and state.objects[b, other].node == home:
+            total += tasks.input_bytes[e, t, after]
+    return total
+
+
+@compiled
+def input_transfer(machines, tasks, state, b, node, window_s):
+    """Seconds for a core of `node` to read the next task's live inputs, one source node after another [1]."""
+    m, e, t = state.machine[b], state.episode[b], state.task[b]
     seconds = 0.0
     for p in range(tasks.inputs.shape[2]):
-        obj = tasks.inputs[e, t, p]
-        if obj >= 0 and state.objects[b, obj].node >= 0 and tasks.input_bytes[e, t, p] > ZERO:
-            home = state.objects[b, obj].node
+        num_bytes = gathered_bytes(tasks, state, b, p)
+        if num_bytes > ZERO:
+            home = state.objects[b, tasks.inputs[e, t, p]].node
             s_per_byte, latency = transfer_cost(machines, state, b, node, home, ZERO, window_s)
-            seconds += tasks.input_bytes[e, t, p] * s_per_byte + latency
+            split = ZERO if home == node else controller_s_per_byte(machines, state, b, home, window_s)
+            most = num_bytes if home == node else HALF * machines.llc_bytes[m, node]
+            seconds += read_time(num_bytes, s_per_byte, split, latency, most)
     return seconds
+
+
+@compiled
+def task_coherence(machines, tasks, state, b, node, window_s):
+    """`coherence_time` of the next task's own object and of its inputs."""
+    e, t = state.episode[b], state.task[b]
+    own = tasks.object[e, t]
+    seconds = coherence_time(machines, state, b, node, own, tasks.bytes[e, t], tasks.write_fraction[e, t], window_s)
+    for p in range(tasks.inputs.shape[2]):
+        obj = tasks.inputs[e, t, p]
+        if obj >= 0:
+            seconds += coherence_time(machines, state, b, node, obj, tasks.input_bytes[e, t, p], ZERO, window_s)
+    return seconds
+
+
+@compiled
+def alone_time(machines, tasks, state, b, node):
+    """Seconds the next task would take on an idle machine with its object and inputs on `node`."""
+    m, e, t = state.machine[b], state.episode[b], state.task[b]
+    pair = node * machines.cores.shape[1] + node
+    latency = machines.latency_s[m, pair]
+    idle = machines.resource_s_per_byte[m, node]
+    writes = tasks.write_fraction[e, t]
+    s_per_byte = stream_s_per_byte(
+        machines.pair_s_per_byte[m, pair], idle, ZERO, ZERO, writes, latency, machines.outstanding_bytes[m]
+    )
+    read = ZERO
+    for p in range(tasks.inputs.shape[2]):
+        obj = tasks.inputs[e, t, p]
+        if obj >= 0 and state.objects[b, obj].node >= 0:
+            read += tasks.input_bytes[e, t, p]
+    return max(tasks.flops[e, t] * machines.s_per_flop[m, node], tasks.bytes[e, t] * s_per_byte) + read * s_per_byte
 
 
 @compiled
@@ -264,9 +214,11 @@ def add_traffic(machines, state, b, node, target, reads, writes):
     m = state.machine[b]
     width = machines.cores.shape[1]
     used = state.resource_bytes[b]
-    state.traffic_bytes[b, node * width + target] += reads + writes
-    used[target] += reads + writes
     pair = node * width + target
+    state.traffic_bytes[b, pair] += reads + writes
+    state.pair_bytes[b, 2 * pair] += reads
+    state.pair_bytes[b, 2 * pair + 1] += writes
+    used[target] += reads + writes
     start = node * width + node
     while pair != start:
         used[machines.link_in[m, pair]] += reads
@@ -305,18 +257,24 @@ def decide(machines, tasks, state, outcome, b, node, data_node, window_s, work):
     outcome.fell_back[b] = target >= 0 and target != data_node
     migrated = target >= 0 and home >= 0 and home != target
     outcome.migrated[b] = migrated
-    wait = service = inputs = migration = 0.0
+    wait = service = inputs = migration = coherence = 0.0
     local_bytes = remote_bytes = 0.0
+    totals = state.totals[b]
     if target >= 0:
         # Every time is taken before this task's own traffic is added: the estimate sees the same state.
         s_per_byte, _ = transfer_cost(machines, state, b, node, target, write_fraction, window_s)
         service = max(tasks.flops[e, t] * machines.s_per_flop[m, node], num_bytes * s_per_byte)  # roofline [3]
         inputs = input_transfer(machines, tasks, state, b, node, window_s)
+        coherence = task_coherence(machines, tasks, state, b, node, window_s)
+        totals.alone_s += alone_time(machines, tasks, state, b, node)
         if migrated:
             migration = migrate(machines, state, b, home, target, old_size, window_s)
         start = max(ready_time(tasks, state, b), state.node_free_s[b, node])
         wait = start - state.now_s[b]
-        finish = start + migration + inputs + service
+        finish = start + migration + inputs + coherence + service
+        totals.last_finish_s = max(totals.last_finish_s, finish)
+        totals.flops += tasks.flops[e, t]
+        totals.bytes += num_bytes
         occupy_core(machines, state, b, node, finish)
 
         if migrated:
@@ -336,6 +294,8 @@ def decide(machines, tasks, state, outcome, b, node, data_node, window_s, work):
                 read = tasks.input_bytes[e, t, p]
                 add_traffic(machines, state, b, node, where, read, ZERO)
                 add_access(state, b, node, source, read, width, window_s)
+                cache_lines(machines, state, b, node, source, read, ZERO)
+                totals.bytes += read
                 if where == node:
                     local_bytes += read
                 else:
@@ -346,6 +306,9 @@ def decide(machines, tasks, state, outcome, b, node, data_node, window_s, work):
         state.memory_used_bytes[b, target] += size
         state.objects[b, obj].node = target
         state.objects[b, obj].bytes = size
+        if migrated:
+            state.objects[b, obj].holder = -1  # the lines of the pages it left are dropped
+        cache_lines(machines, state, b, node, obj, num_bytes, write_fraction)
         if home < 0 or migrated or write_fraction > ZERO:
             state.objects[b, obj].ready_s = finish
 
@@ -353,10 +316,22 @@ def decide(machines, tasks, state, outcome, b, node, data_node, window_s, work):
     outcome.imbalance[b] = load_imbalance(machines, state, b, work)
     outcome.wait_s[b] = wait
     outcome.migration_s[b] = migration
+    outcome.coherence_s[b] = coherence
     outcome.exec_s[b] = wait + service
-    outcome.comm_s[b] = inputs + migration
+    outcome.comm_s[b] = inputs + migration + coherence
     outcome.local_bytes[b] = local_bytes
     outcome.remote_bytes[b] = remote_bytes
+    totals.decisions += 1.0
+    totals.compute_s += service
+    totals.wait_s += wait
+    totals.inputs_s += inputs
+    totals.migration_s += migration
+    totals.coherence_s += coherence
+    totals.local_bytes += local_bytes
+    totals.remote_bytes += remote_bytes
+    totals.migrations += migrated
+    totals.dropped += target < 0
+    totals.imbalance += outcome.imbalance[b]
 
 
 @compiled
@@ -378,7 +353,10 @@ def occupy_core(machines, state, b, node, until_s):
 
 @compiled
 def advance(tasks, state, b, window_s):
-    """Free what the task just decided was the last to use, then move time to the next task's arrival."""
+    """Free what the task just decided was the last to use, then move time to the next task.
+
+    That is when it arrives or, in a graph of tasks, when its inputs are ready, and never back.
+    """
     e, t = state.episode[b], state.task[b]
     obj = tasks.first_freed[e, t]
     while obj >= 0:
@@ -387,11 +365,15 @@ def advance(tasks, state, b, window_s):
             state.memory_used_bytes[b, home] -= state.objects[b, obj].bytes
             state.objects[b, obj].node = -1
             state.objects[b, obj].bytes = 0.0
+            state.objects[b, obj].holder = -1
         obj = tasks.next_freed[e, obj]
     state.task[b] = t + 1
     if t + 1 < tasks.arrival_s.shape[1]:
-        elapsed = tasks.arrival_s[e, t + 1] - state.now_s[b]
-        state.now_s[b] = tasks.arrival_s[e, t + 1]
+        before = state.now_s[b]
+        state.now_s[b] = max(before, tasks.arrival_s[e, t + 1])
+        if tasks.follows_inputs:
+            state.now_s[b] = ready_time(tasks, state, b)
+        elapsed = state.now_s[b] - before
         decay = math.exp(-np.float32(elapsed) / window_s)
         traffic = state.traffic_bytes[b]
         for i in range(len(traffic)):
@@ -399,6 +381,15 @@ def advance(tasks, state, b, window_s):
         used = state.resource_bytes[b]
         for i in range(len(used)):
             used[i] *= decay
+
+
+@compiled
+def clear_totals(totals, start_s):
+    """Begin the sums of an episode that starts at `start_s`."""
+    totals.decisions = totals.compute_s = totals.wait_s = totals.inputs_s = totals.migration_s = 0.0
+    totals.coherence_s = totals.alone_s = totals.flops = totals.bytes = totals.local_bytes = 0.0
+    totals.remote_bytes = totals.migrations = totals.dropped = totals.imbalance = 0.0
+    totals.last_finish_s = start_s
 
 
 @compiled
@@ -416,11 +407,18 @@ def reset_row(tasks, state, b, episode, machine, horizon):
     state.traffic_bytes[b, :] = 0.0
     state.resource_bytes[b, :] = 0.0
     state.access_bytes[b, :] = 0.0
+    state.passed_bytes[b, :] = 0.0
+    state.pair_bytes[b, :] = ZERO
+    clear_totals(state.totals[b], start)
     for obj in range(state.objects.shape[1]):
         state.objects[b, obj].node = -1
         state.objects[b, obj].bytes = 0.0
         state.objects[b, obj].ready_s = start
         state.objects[b, obj].accessed_s = start
+        state.objects[b, obj].cached_at = 0.0
+        state.objects[b, obj].cached_bytes = ZERO
+        state.objects[b, obj].holder = -1
+        state.objects[b, obj].sharer = EXCLUSIVE
 
 
 @compiled

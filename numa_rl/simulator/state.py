@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from numa_rl.coherence.protocol import responder_ratios
 from numa_rl.topology import Topology
 from numa_rl.workloads.workload import NEVER, Workload
 
@@ -51,6 +52,8 @@ class Machines(NamedTuple):
     latency_c: F32  # (M,)
     latency_saturated: F32  # (M,)
     outstanding_bytes: F32  # (M,) bytes in flight of one core
+    llc_bytes: F32  # (M, N) last-level cache
+    coherence: F32  # (M, 8) `responder_ratios`, a row after the other
     page_bytes: F64  # (M,)
     page_move_s: F64  # (M,)
 
@@ -106,6 +109,8 @@ def compile_machines(topologies: Sequence[Topology], max_nodes: int | None = Non
         latency_c=np.array([topology.loaded_latency.c for topology in topologies], np.float32),
         latency_saturated=np.array([topology.loaded_latency.saturated for topology in topologies], np.float32),
         outstanding_bytes=np.array([topology.outstanding_bytes for topology in topologies], np.float32),
+        llc_bytes=np.ones((m, n), np.float32),
+        coherence=np.array([responder_ratios(topology.coherence).ravel() for topology in topologies], np.float32),
         page_bytes=np.array([topology.page_bytes for topology in topologies], np.float64),
         page_move_s=np.array([topology.page_move_s for topology in topologies], np.float64),
     )
@@ -122,6 +127,7 @@ def _fill_machine(machines: Machines, index: int, topology: Topology) -> None:
     machines.cores[index, :k] = topology.cores
     machines.s_per_flop[index, :k] = 1.0 / topology.flops_per_s
     machines.memory_bytes[index, :k] = topology.memory_bytes
+    machines.llc_bytes[index, :k] = topology.llc_bytes
     machines.resource_s_per_byte[index, :k] = 1.0 / topology.memory_bandwidth_bytes_per_s
     machines.resource_s_per_byte[index, n : n + topology.num_links] = 1.0 / topology.link_bandwidth_bytes_per_s
 
@@ -163,6 +169,7 @@ class Tasks(NamedTuple):
     input_bytes: F32  # (E, T, P)
     first_freed: I32  # (E, T) the first object freed after this task, or -1
     next_freed: I32  # (E, O) the next object freed after the same task, or -1
+    follows_inputs: np.bool_  # whether time moves on to when the next task's inputs are ready
 
 
 def compile_tasks(workload: Workload) -> Tasks:
@@ -187,18 +194,48 @@ def compile_tasks(workload: Workload) -> Tasks:
         workload.input_bytes,
         first_freed,
         next_freed,
+        np.bool_(workload.follows_inputs),
     )
 
 
-# One object, together in half a cache line: a decision touches few objects of many, so misses are what it waits for.
+# One object, together in a cache line: a decision touches few objects of many, so misses are what it waits for.
 OBJECT = np.dtype(
     [
         ("bytes", np.float64),  # its size now
         ("ready_s", np.float64),  # when its last writer ends
         ("accessed_s", np.float64),  # when its access_bytes were last brought up to date
+        ("cached_at", np.float64),  # what had passed through its holder's cache when that last touched it
+        ("cached_bytes", np.float32),  # what that access left there
         ("node", np.int32),  # where it lives, -1 while it does not
+        ("holder", np.int32),  # the node whose cache answers for its lines, the last to touch it; -1 when none did
+        ("sharer", np.int32),  # the holder before, for lines in F; else EXCLUSIVE or MODIFIED
     ],
     align=True,
+)
+EXCLUSIVE, MODIFIED = -1, -2
+
+# Sums over the decisions of an episode.
+TOTALS = np.dtype(
+    [
+        (name, np.float64)
+        for name in (
+            "decisions",
+            "compute_s",  # roofline service time
+            "wait_s",
+            "inputs_s",  # T_comm's parts
+            "migration_s",
+            "coherence_s",
+            "alone_s",  # what the tasks would take on an idle machine with all data where they run
+            "flops",
+            "bytes",  # of own objects and inputs
+            "local_bytes",
+            "remote_bytes",
+            "migrations",
+            "dropped",  # tasks for which no node had room
+            "imbalance",
+            "last_finish_s",  # when the last task to end does
+        )
+    ]
 )
 
 
@@ -217,6 +254,9 @@ class State(NamedTuple):
     resource_bytes: F32  # (B, R) recent bytes through each memory controller and link
     objects: npt.NDArray[np.void]  # (B, O) of OBJECT
     access_bytes: F32  # (B, O * N) bytes recently moved between each object and each node
+    passed_bytes: F64  # (B, N) bytes that have passed through each node's cache
+    pair_bytes: F32  # (B, N * N * 2) all bytes read, then written, between each initiator and target
+    totals: npt.NDArray[np.void]  # (B,) of TOTALS
 
 
 def allocate_state(num_rows: int, machines: Machines, num_objects: int) -> State:
@@ -235,6 +275,9 @@ def allocate_state(num_rows: int, machines: Machines, num_objects: int) -> State
         resource_bytes=np.zeros((b, r), np.float32),
         objects=np.zeros((b, num_objects), OBJECT),
         access_bytes=np.zeros((b, num_objects * n), np.float32),
+        passed_bytes=np.zeros((b, n), np.float64),
+        pair_bytes=np.zeros((b, n * n * 2), np.float32),
+        totals=np.zeros(b, TOTALS),
     )
 
 
@@ -242,9 +285,10 @@ class Outcome(NamedTuple):
     """What the last decision of each row led to, shape (B,) each."""
 
     exec_s: F64  # T_exec: waiting for a core and for inputs, then the roofline service time
-    comm_s: F64  # T_comm: input transfers and migration
+    comm_s: F64  # T_comm: input transfers, migration and coherence
     wait_s: F64  # the waiting in exec_s
     migration_s: F64  # the migration in comm_s
+    coherence_s: F64  # the coherence in comm_s
     imbalance: F64  # sigma / mu of outstanding work per core, over nodes with cores
     task_node: I32  # where the task ran: the chosen node, or the nearest with cores
     data_node: I32  # where the object was put, after fallback; -1 when out of memory

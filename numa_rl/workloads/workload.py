@@ -5,7 +5,7 @@ Dimension key: E episodes, T tasks of an episode, O objects, P inputs of a task.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 NEVER = np.iinfo(np.int32).max  # as `freed_after`: the object lives to the end of the episode
 NO_OBJECT = -1
+SCALARS = ("name", "follows_inputs")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +36,8 @@ class Workload:
         input_bytes: bytes read from each input, 0 where there is none, shape (E, T, P).
         freed_after: the task after whose decision each object is freed, or `NEVER`, shape (E, O). The model frees
             memory when the last task that uses it has been placed, not when that task ends.
+        follows_inputs: whether time moves on to when the next task's inputs are ready, as in a graph of tasks; in
+            a stream it moves to the arrival only, and tasks wait.
 
     Raises:
         ValueError: a shape or a value breaks one of the rules above.
@@ -50,6 +53,7 @@ class Workload:
     inputs: npt.NDArray[np.int32]
     input_bytes: npt.NDArray[np.float32]
     freed_after: npt.NDArray[np.int32]
+    follows_inputs: bool = False
 
     def __post_init__(self) -> None:
         """Convert every array to its dtype, freeze it and check the rules."""
@@ -61,7 +65,7 @@ class Workload:
             "freed_after": np.int32,
         }
         for item in fields(self):
-            if item.name != "name":
+            if item.name not in SCALARS:
                 array = np.ascontiguousarray(getattr(self, item.name), dtype=dtypes.get(item.name, np.float32))
                 array.setflags(write=False)
                 object.__setattr__(self, item.name, array)
@@ -132,8 +136,8 @@ class Workload:
 
     def take(self, episodes: Any) -> Workload:
         """The same workload with only these episodes (an index array or slice over E)."""
-        arrays = {item.name: getattr(self, item.name)[episodes] for item in fields(self) if item.name != "name"}
-        return Workload(name=self.name, **arrays)
+        arrays = {item.name: getattr(self, item.name)[episodes] for item in fields(self) if item.name not in SCALARS}
+        return replace(self, **arrays)
 
 
 class WorkloadFamily(Protocol):
