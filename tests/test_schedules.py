@@ -349,7 +349,7 @@ def test_groups_that_are_no_partition_are_refused(groups, message):
         ({"chunks": [1, 9]}, r"chunks\[1\] must be such that first_chunk \+ chunks <= 2, got 9\."),
         (
             {"source": [0, 0], "target": [1, 1]},
-            r"a rank must receive a chunk once in a step, got 0 twice at 1, step 0\.",
+            r"a rank must receive a chunk once in a step, got chunk 0 twice at rank 1, step 0\.",
         ),
     ],
 )

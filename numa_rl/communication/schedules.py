@@ -83,12 +83,14 @@ class Schedule:
         self._require("chunks", ends_inside, f"such that first_chunk + chunks <= {self.num_chunks}")
         send = np.repeat(np.arange(len(self)), self.chunks)
         chunk = np.arange(len(send)) - np.repeat(np.cumsum(self.chunks) - self.chunks - self.first_chunk, self.chunks)
-        received, index, count = np.unique(
-            np.stack([self.step[send], self.target[send], chunk]), axis=1, return_index=True, return_counts=True
-        )
-        if len(index) < len(send):
-            step, target, twice = received[:, count > 1][:, 0]
-            raise ValueError(f"a rank must receive a chunk once in a step, got {twice} twice at {target}, step {step}.")
+        received = (self.step[send] * self.num_ranks + self.target[send]) * self.num_chunks + chunk
+        _, once = np.unique(received, return_index=True)
+        if len(once) < len(send):
+            again = np.setdiff1d(np.arange(len(send)), once)[0]
+            raise ValueError(
+                f"a rank must receive a chunk once in a step, got chunk {chunk[again]} twice at rank "
+                f"{self.target[send[again]]}, step {self.step[send[again]]}."
+            )
 
     def __len__(self) -> int:
         """Number of sends K."""
