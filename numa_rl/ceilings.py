@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from math import fsum
 
 import numpy as np
 
@@ -31,6 +32,8 @@ class Ceilings:
         mean_remote_bytes_per_s: every node from one other node, the mean over the others. The remote end of mixes.
         worst_remote_bytes_per_s: every node from the other node that serves it slowest.
             The remote ones are None where there is no other node.
+        node_bytes_per_s: local and mean remote bandwidth of each node, of which mixes are made; empty where there is
+            no other node.
     """
 
     peak_flops_per_s: float
@@ -38,6 +41,7 @@ class Ceilings:
     best_remote_bytes_per_s: float | None
     mean_remote_bytes_per_s: float | None
     worst_remote_bytes_per_s: float | None
+    node_bytes_per_s: tuple[tuple[float, float], ...]
 
     def mixed_bytes_per_s(self, local_share: float) -> float:
         """The chapter's BW_eff between the local and the mean remote ceiling, bytes per second.
@@ -56,13 +60,13 @@ class Ceilings:
         return self._mix(byte_weighted_bandwidth, local_share)
 
     def _mix(self, bandwidth: Callable[[float, float, float], float], local_share: float) -> float:
-        remote = self.mean_remote_bytes_per_s
-        if remote is None:
-            require_share("local_share", local_share)
-            if local_share < 1.0:
-                raise ValueError(f"local_share must be 1 where there is one node only, got {local_share}.")
-            remote = self.local_bytes_per_s  # weighs nothing
-        return bandwidth(local_share, self.local_bytes_per_s, remote)
+        """The sum over nodes, each with that share of its own."""
+        if self.node_bytes_per_s:
+            return fsum(bandwidth(local_share, local, remote) for local, remote in self.node_bytes_per_s)
+        require_share("local_share", local_share)
+        if local_share < 1.0:
+            raise ValueError(f"local_share must be 1 where there is one node only, got {local_share}.")
+        return self.local_bytes_per_s
 
 
 def node_ceilings(topology: Topology, node: int) -> Ceilings:
@@ -91,9 +95,10 @@ def _ceilings(topology: Topology, nodes: Iterable[int]) -> Ceilings:
     # A stream is bound by its pair and by the controllers that serve it.
     drawn = np.minimum(topology.bandwidth_bytes_per_s, topology.memory_bandwidth_bytes_per_s)[initiators]
     own = np.arange(topology.num_nodes) == initiators[:, None]
-    local = float(drawn[own].sum())
+    local = drawn[own]
     if topology.num_nodes == 1:
-        return Ceilings(peak, local, None, None, None)
+        return Ceilings(peak, float(local.sum()), None, None, None, ())
     remote = drawn[~own].reshape(len(initiators), -1)
     best, mean, worst = (float(of(axis=1).sum()) for of in (remote.max, remote.mean, remote.min))
-    return Ceilings(peak, local, best, mean, worst)
+    of_nodes = tuple(zip(local.tolist(), remote.mean(axis=1).tolist(), strict=True))
+    return Ceilings(peak, float(local.sum()), best, mean, worst, of_nodes)

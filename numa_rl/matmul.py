@@ -125,7 +125,8 @@ def summa(a: Matrix, b: Matrix, num_nodes: int, panel_width: int | None = None) 
     """SUMMA: columns of A are sent along the grid's rows and rows of B along its columns, a panel at a time [3].
 
     For any P, on the grid of `most_square_grid`. Every node receives MK/P (C - 1) + KN/P (R - 1) elements in all,
-    however wide the panels are: narrow ones need less room and more steps.
+    however wide the panels are: narrow ones need less room and more steps. The node that holds a part of a panel sends
+    it to each of the others itself; passed on from node to node it would be as many bytes, from less loaded nodes.
 
     Args:
         a: A, shape (M, K).

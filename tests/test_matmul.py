@@ -140,10 +140,11 @@ def test_summa_gives_each_node_its_closed_form_where_blocks_are_equal(num_nodes,
     done = summa(a, b, num_nodes, width)
     each = 8 * summa_elements_per_node(m, k, n, rows, columns)
     np.testing.assert_array_equal(done.received_bytes.sum(axis=0), [each] * num_nodes)
-    # In each step a node gets a panel of A, of B, of both or of neither.
-    panels = {8 * width * size for size in (0, m // rows, n // columns, m // rows + n // columns)}
-    if k // rows % width == 0 and k // columns % width == 0 and rows * columns == num_nodes:
-        assert set(done.received_bytes.ravel().tolist()) <= panels or (k // rows) % (k // columns) != 0
+    # A step sends a panel of A to the other columns and one of B to the other rows.
+    if num_nodes > 1:
+        widths = done.step_bytes.sum(axis=(1, 2)) / (8 * (m * (columns - 1) + n * (rows - 1)))
+        assert widths.sum() == k
+        assert set(widths.tolist()) <= set(range(1, width + 1))
 
 
 @given(st.integers(1, 9), sizes, sizes, sizes, dtypes, seeds)

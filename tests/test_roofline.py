@@ -165,13 +165,17 @@ def test_mean_latency_is_that_of_all_accesses_counted(classes):
 # Two routes that agree.
 
 
-@given(machines())
-def test_the_machine_is_the_sum_of_its_nodes_that_have_cores(machine):
+@given(machines(), shares)
+def test_the_machine_is_the_sum_of_its_nodes_that_have_cores(machine, share):
     nodes = [node_ceilings(machine, node) for node in np.flatnonzero(machine.cores).tolist()]
     whole = machine_ceilings(machine)
     assert whole.peak_flops_per_s == pytest.approx(sum(node.peak_flops_per_s for node in nodes))
     assert whole.local_bytes_per_s == pytest.approx(sum(node.local_bytes_per_s for node in nodes))
     if machine.num_nodes > 1:
+        by_time = [node.mixed_bytes_per_s(share) for node in nodes]
+        by_bytes = [node.byte_weighted_bytes_per_s(share) for node in nodes]
+        assert whole.mixed_bytes_per_s(share) == pytest.approx(sum(by_time))
+        assert whole.byte_weighted_bytes_per_s(share) == pytest.approx(sum(by_bytes))
         assert whole.mean_remote_bytes_per_s == pytest.approx(sum(node.mean_remote_bytes_per_s for node in nodes))
         slack = 1.0 + 1e-12
         assert whole.worst_remote_bytes_per_s <= whole.mean_remote_bytes_per_s * slack

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from strategies import toy_machine
 
 from experiments.cli import BAD_INPUT, main
 from experiments.points import COLUMNS, MAX_BYTES, read_points
+from experiments.roofline import Roofline
 from numa_rl.machines.catalog import machine_names
 
 HEADER = ",".join(COLUMNS)
@@ -111,6 +113,12 @@ def test_a_machine_of_one_node_has_its_local_ceiling_only(run):
     assert "remote" not in out.split("Each node")[0]
     Path("points.csv").write_text(f"{HEADER}\nodd,1,1e9,0.5\n")
     refused(run("--machine", "one.json", "--points", "points.csv"), "point 'odd': local_share must be 1", "got 0.5")
+
+
+def test_help_names_every_option(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(f"--{item.name.replace('_', '-')}" in out for item in fields(Roofline))
 
 
 # The figure.
