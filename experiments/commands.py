@@ -13,6 +13,7 @@ import tyro
 from experiments.bench import Bench
 from experiments.compare import Compare
 from experiments.demo import Demo
+from experiments.diagnose import Diagnose
 from experiments.machine import MachineList, MachineShow
 from experiments.roofline import Roofline
 from experiments.train import Train
@@ -41,6 +42,7 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
                 | Annotated[Compare, tyro.conf.subcommand("compare")]
                 | Annotated[Machine, tyro.conf.subcommand("machine", description="Show machines: presets and files.")]
                 | Annotated[Roofline, tyro.conf.subcommand("roofline")]
+                | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
                 | Annotated[Bench, tyro.conf.subcommand("bench")],
                 prog="numa-rl",
                 description="Learn where tasks should run and data should live on a NUMA machine.",

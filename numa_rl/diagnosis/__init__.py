@@ -1,0 +1,1 @@
+"""Why a NUMA run is slow: the chapter's tree and its gotchas, from measured figures."""

@@ -1,0 +1,422 @@
+"""What `perf stat -x` prints, as versions 4 to 6 print it, and what the counters in it mean."""
+
+import re
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numa_rl.diagnosis.counters import perf_evidence
+from numa_rl.diagnosis.events import EVENTS, Quantity, canonical, known_events, meaning_of
+from numa_rl.diagnosis.evidence import Evidence
+from numa_rl.diagnosis.inputs import Kind, decode, evidence_of, kind_of
+from numa_rl.diagnosis.perf_stat import Count, read_perf_stat, separator_of
+from numa_rl.machines.catalog import load_machine
+
+XEON = load_machine("xeon-8269cy")  # two sockets, 113.1 and 113.2 GB/s of memory, 50.9 GB/s each way between them
+
+
+def line(value: object, event: str, unit: str = "", group: str = "", running: float = 100.0) -> str:
+    """A line as perf 6 prints it."""
+    where = f"{group},1," if group else ""
+    return f"{where}{value},{unit},{event},1000000000,{running:.2f},,"
+
+
+def text(*lines: str) -> str:
+    """A file as `perf stat -o` writes it."""
+    return "\n".join(["# started on Sun Nov 22 15:37:10 2026", "", *lines, ""])
+
+
+def evidence(counts: Mapping[str, object], machine: bool = False, **options: object) -> Evidence:
+    """The evidence of plain counts."""
+    lines = [line(value, event) for event, value in counts.items()]
+    return perf_evidence(read_perf_stat(text(*lines)), XEON if machine else None, **options)
+
+
+# Known answers: the format.
+
+PLAIN = """\
+# started on Sun Nov 22 15:37:10 2026
+
+0.81,msec,task-clock,812790,100.00,0.551,CPUs utilized
+3,,context-switches,812790,100.00,3.700,K/sec
+0,,cpu-migrations,812790,100.00,0.000,/sec
+<not supported>,,cycles,0,100.00,,
+2150742,ns,duration_time,2150742,100.00,2.549,G/sec
+"""
+
+INTERVALS = """\
+     0.100183132,S0,2,24,,context-switches,200827111,100.00,119.505,/sec
+     0.100183132,S1,2,10,,context-switches,200827111,100.00,119.505,/sec
+     0.200770930,S0,2,19,,context-switches,201120996,60.00,94.471,/sec
+     0.200770930,S1,2,<not counted>,,context-switches,0,100.00,,
+"""
+
+
+def test_plain_counts_have_a_value_a_unit_and_an_event():
+    perf = read_perf_stat(PLAIN)
+    assert perf.counts == (
+        Count("task-clock", "", 0.81, "msec", 1.0),
+        Count("context-switches", "", 3.0, "", 1.0),
+        Count("cpu-migrations", "", 0.0, "", 1.0),
+        Count("duration_time", "", 2150742.0, "ns", 1.0),
+    )
+    assert perf.not_counted == ("cycles",)
+    assert perf.elapsed_s is None
+
+
+def test_intervals_are_summed_and_the_last_time_stamp_is_the_time():
+    perf = read_perf_stat(INTERVALS)
+    assert perf.counts == (
+        Count("context-switches", "S0", 43.0, "", 0.6),
+        Count("context-switches", "S1", 10.0, "", 1.0),
+    )
+    assert perf.elapsed_s == 0.200770930
+    assert perf.not_counted == ()  # it was counted in another interval
+
+
+@pytest.mark.parametrize(
+    ("raw", "count"),
+    [
+        ("S0-D0-C1,1,102.25,msec,task-clock,102252097,100.00,1.000,CPUs utilized",
+         Count("task-clock", "S0-D0-C1", 102.25, "msec", 1.0)),
+        ("N0,2,29,,context-switches,203999776,100.00,142.132,/sec", Count("context-switches", "N0", 29.0, "", 1.0)),
+        ("CPU1,13,,context-switches,102154360,100.00,,", Count("context-switches", "CPU1", 13.0, "", 1.0)),
+        ("sleep-8379,2,,context-switches,77176,100.00,,", Count("context-switches", "sleep-8379", 2.0, "", 1.0)),
+        ("0.69,msec,task-clock,4.45%,691027,100.00,0.425,CPUs utilized", Count("task-clock", "", 0.69, "msec", 1.0)),
+        ("0.70;msec;task-clock;696165;100.00;0.475;CPUs utilized", Count("task-clock", "", 0.7, "msec", 1.0)),
+        ("5,,cpu/event=0xb7,name=x/,696165,25.00,,", Count("cpu/event=0xb7,name=x/", "", 5.0, "", 0.25)),
+        ("123,,cycles", Count("cycles", "", 123.0, "", 1.0)),
+    ],
+    ids=["per-core", "per-node", "no-aggr", "per-thread", "repeated", "semicolons", "commas in the event", "old"],
+)  # fmt: skip
+def test_every_form_of_a_line_is_read(raw, count):
+    assert read_perf_stat(raw).counts == (count,)
+
+
+def test_a_line_of_a_metric_alone_is_passed_over():
+    raw = "7,,cycles,696165,100.00,,\n,,,,,0.85,insn per cycle\n"
+    assert read_perf_stat(raw).counts == (Count("cycles", "", 7.0, "", 1.0),)
+
+
+@pytest.mark.parametrize(
+    ("raw", "rule"),
+    [
+        ("0,70;msec;task-clock;696165;100,00;0,475;CPUs utilized", "point (run perf with LC_ALL=C), got '0,70'"),
+        ("0.70;msec;task-clock;696165;100,00;0,475;CPUs utilized", "its percentage, as 100.00, after the event"),
+        ("0,70,msec,task-clock,696165,100,00,0,475,CPUs utilized", "must not have decimal commas (run perf with"),
+        ("12345,,cycles,696165,100,00,0,475,GHz", "as 100.00, after the event (run perf with LC_ALL=C)"),
+        ("-5,,cycles,696165,100.00,,", "count must be finite and >= 0, got '-5'"),
+        ("1e999,,cycles,696165,100.00,,", "count must be finite and >= 0, got '1e999'"),
+        ("1.234.567;;cycles;696165;100.00;;", "count must be a number, <not counted> or <not supported>"),
+        ("5,furlongs,cycles,696165,100.00,,", "unit must be one of B, Bytes, KiB"),
+        ("5,,,696165,100.00,,", "event must have a name"),
+        ("5,,cycles,696165,100.00,,\nhello world", "line 2: must have at least a count, a unit and an event"),
+        ("5,,cycles,696165,100.00,,\nfive,,cycles,696165,100.00,,", "line 2: count must be a number"),
+        ("5,,cycles,696165,100.00,,\n5,ns,cycles,696165,100.00,,", "line 2: unit of cycles must stay '', got 'ns'"),
+        ("S0,1", "counts as `perf stat -x,` prints them"),
+        ("# nothing else\n\n", "must hold at least one line of counts, got none"),
+        (f"{'9' * 308},,cycles,1,100.00,,\n" * 3, "line 2: count of cycles must be finite"),
+    ],
+)  # fmt: skip
+def test_a_line_that_is_wrong_is_refused_with_its_number_and_the_rule(raw, rule):
+    with pytest.raises(ValueError, match=re.escape(rule)) as refused:
+        read_perf_stat(raw)
+    assert str(refused.value).startswith("line ") or "none" in rule
+
+
+def test_a_separator_that_nobody_guesses_is_taken_as_given():
+    assert read_perf_stat("7@@cycles@696165@100.00@@", "@").counts == (Count("cycles", "", 7.0, "", 1.0),)
+    with pytest.raises(ValueError, match="separator must be one character, got ''"):
+        read_perf_stat("7,,cycles", "")
+
+
+# Known answers: what counters mean.
+
+
+@pytest.mark.parametrize(
+    ("event", "quantity"),
+    [
+        ("UNC_M_CAS_COUNT.RD", Quantity.MEMORY_BYTES),
+        ("unc_m_cas_count.wr", Quantity.MEMORY_BYTES),
+        ("uncore_imc/cas_count_read/", Quantity.MEMORY_BYTES),
+        ("uncore_imc_3/cas_count_write/", Quantity.MEMORY_BYTES),
+        ("unc_m_cas_count.rd [uncore_imc_2]", Quantity.MEMORY_BYTES),
+        ("UNC_Q_RxL_FLITS", Quantity.LINK_BYTES_IN),
+        ("UNC_Q_RxL_FLITS_G0.DATA", Quantity.LINK_BYTES_IN),
+        ("unc_upi_txl_flits.all_data", Quantity.LINK_BYTES_OUT),
+        ("OFFCORE_RESPONSE.ALL_READS.LLC_MISS.LOCAL_DRAM", Quantity.LOCAL_DRAM),
+        ("offcore_response.demand_data_rd.llc_miss.remote_dram", Quantity.REMOTE_DRAM),
+        ("offcore_response.all_data_rd.l3_miss.remote_hitm", Quantity.REMOTE_MODIFIED),
+        ("offcore_response.all_data_rd.llc_miss.remote_hit_forward", Quantity.REMOTE_CLEAN),
+        ("ocr.reads_to_core.local_dram", Quantity.LOCAL_DRAM),
+        ("ocr.demand_data_rd.l3_miss_remote_hop1_dram.any_snoop", Quantity.REMOTE_ONE_HOP),
+        ("offcore_response.all_reads.llc_hit.any_response", Quantity.UNUSED),
+        ("mem_load_l3_miss_retired.remote_hitm:u", Quantity.REMOTE_MODIFIED),
+        ("mem_load_uops_llc_miss_retired.local_dram", Quantity.LOCAL_DRAM),
+        ("ls_dmnd_fills_from_sys.mem_io_remote", Quantity.REMOTE_DRAM),
+        ("node-load-misses", Quantity.REMOTE_DRAM),
+        ("cycles:ppp", Quantity.CYCLES),
+        ("cpu/cycles/", Quantity.CYCLES),
+        ("LLC-load-misses", Quantity.UNUSED),
+        ("migrate:mm_migrate_pages", Quantity.UNUSED),
+    ],
+)
+def test_an_event_is_known_in_every_spelling(event, quantity):
+    meaning = meaning_of(event)
+    assert meaning is not None
+    assert meaning.quantity is quantity
+
+
+@pytest.mark.parametrize("event", ["", "bogus", "unc_m_cas_count", "offcore_response.all_reads", "ocr.x.y", "r01b7"])
+def test_an_event_that_is_none_is_unknown(event):
+    assert meaning_of(event) is None
+
+
+def test_remote_share_counts_memory_and_caches_of_other_nodes():
+    loads = "mem_load_l3_miss_retired"
+    found = evidence(
+        {f"{loads}.local_dram": 50, f"{loads}.remote_dram": 20, f"{loads}.remote_hitm": 10, f"{loads}.remote_fwd": 20}
+    )
+    assert found.remote_share == 0.5
+    assert found.hitm_share == 0.1
+    assert loads in found.provenance["remote_share"]
+
+
+def test_an_offcore_request_for_everything_stands_for_its_parts():
+    answers = ("llc_miss.local_dram", "llc_miss.remote_dram")
+    requests = {"demand_data_rd": (10, 90), "pf_l2_data_rd": (10, 10), "all_data_rd": (75, 25)}
+    counts = {
+        f"offcore_response.{request}.{answer}": value
+        for request, values in requests.items()
+        for answer, value in zip(answers, values, strict=True)
+    }
+    assert evidence(counts).remote_share == 0.25
+    parts = {event: value for event, value in counts.items() if ".all_" not in event}
+    assert evidence(parts).remote_share == pytest.approx(100 / 120)
+
+
+def test_remote_share_from_the_fallbacks_says_where_from():
+    node = evidence({"node-loads": 300, "node-load-misses": 100})
+    assert node.remote_share == 0.25
+    assert "Haswell" in node.notes[0]
+    faults = evidence({"numa_hint_faults": 1000, "numa_hint_faults_local": 900})
+    assert faults.remote_share == pytest.approx(0.1)
+    assert faults.provenance["remote_share"] == "1 - numa_hint_faults_local / numa_hint_faults"
+    both = evidence({"node-loads": 1, "node-load-misses": 1, "ls_dmnd_fills_from_sys.mem_io_local": 3,
+                     "ls_dmnd_fills_from_sys.mem_io_remote": 1})  # fmt: skip
+    assert both.remote_share == 0.25
+
+
+def test_far_share_is_that_of_two_hops_or_more():
+    found = evidence(
+        {
+            "ocr.all_reads.l3_miss_remote_hop1_dram.any_snoop": 30,
+            "ocr.all_reads.l3_miss_remote_hop2p_dram.any_snoop": 10,
+        }
+    )
+    assert found.far_share == 0.25
+    assert found.remote_share is None  # local accesses were not counted
+
+
+def test_stall_shares_are_of_the_cycles():
+    found = evidence({"cycles": 200, "cycle_activity.stalls_mem_any": 50, "cycle_activity.stalls_l3_miss": 20})
+    assert (found.memory_stall_share, found.dram_stall_share) == (0.25, 0.1)
+
+
+def test_a_count_of_user_space_is_part_of_the_whole_count():
+    assert evidence({"cycles": 200, "cycles:u": 100, "cycle_activity.stalls_mem_any": 50}).memory_stall_share == 0.25
+    assert evidence({"cycles:k": 100, "cycles:u": 100, "cycle_activity.stalls_mem_any": 50}).memory_stall_share == 0.25
+
+
+def test_lanes_and_lines_make_intensity():
+    found = evidence(
+        {
+            "fp_arith_inst_retired.scalar_double": 64,
+            "fp_arith_inst_retired.256b_packed_double": 16,
+            "fp_arith_inst_retired.512b_packed_single": 4,
+            "unc_m_cas_count.rd": 2,
+            "unc_m_cas_count.wr": 1,
+        }
+    )
+    assert found.intensity == pytest.approx((64 + 4 * 16 + 16 * 4) / (64 * 3))
+
+
+@pytest.mark.parametrize(
+    ("counts", "num_bytes"),
+    [
+        ([line(1e6, "unc_m_cas_count.rd"), line(5e5, "unc_m_cas_count.wr")], 1.5e6 * 64),
+        ([line("91.55", "uncore_imc/cas_count_read/", "MiB")], 91.55 * 2**20),
+        ([line("64.00", "uncore_imc_0/cas_count_read/", "MiB"), line("36.00", "uncore_imc_1/cas_count_read/", "MiB")],
+         100 * 2**20),
+        ([line(6400, "llc_misses.mem_read", "Bytes"), line(100, "unc_m_cas_count.rd")], 6400),  # the same twice
+    ],
+    ids=["lines", "MiB", "controllers add up", "two names"],
+)  # fmt: skip
+def test_controller_bytes_over_capacity_are_utilisation(counts, num_bytes):
+    found = perf_evidence(read_perf_stat(text(*counts)), XEON, seconds=2.0)
+    capacity = XEON.memory_bandwidth_bytes_per_s.sum()
+    assert found.controller_utilisation == pytest.approx(num_bytes / 2.0 / capacity)
+    assert found.busiest_controller == "memory of all nodes"
+    assert any("--per-socket" in note for note in found.notes)
+
+
+def test_the_busiest_socket_decides():
+    counts = [
+        line(1_000_000_000, "unc_m_cas_count.rd", group="S0"),
+        line(500_000_000, "unc_m_cas_count.rd", group="S1"),
+        line(3_000_000_000, "unc_upi_rxl_flits.all_data", group="S0"),
+        line(5_000_000_000, "unc_upi_rxl_flits.all_data", group="S1"),
+        line(1_000_000_000, "duration_time", "ns", group="S0"),
+        line(1_000_000_000, "duration_time", "ns", group="S1"),
+    ]
+    found = perf_evidence(read_perf_stat(text(*counts)), XEON)
+    assert found.controller_utilisation == pytest.approx(64e9 / XEON.memory_bandwidth_bytes_per_s[0])
+    assert found.busiest_controller == "memory of S0 (node 0)"
+    assert found.link_utilisation == pytest.approx(
+        5e9 * 64 / 9 / XEON.link_bandwidth_bytes_per_s[XEON.links[:, 1] == 1].sum()
+    )
+    assert found.busiest_link == "links into S1 (node 1)"
+    assert found.controller_imbalance == pytest.approx(0.25 / 0.75)
+    assert found.notes == ()
+
+
+def test_a_qpi_data_flit_is_eight_bytes():
+    counts = {"unc_q_rxl_flits_g0.data": 1e9, "duration_time": 1e9}
+    found = evidence(counts, machine=True)
+    assert found.link_utilisation == pytest.approx(8e9 / XEON.link_bandwidth_bytes_per_s.sum())
+    assert (
+        evidence({"UNC_Q_RxL_FLITS": 1e9, "duration_time": 1e9}, machine=True).link_utilisation
+        == found.link_utilisation
+    )
+
+
+def test_the_upi_event_that_perf_calls_bytes_is_in_millions_of_them():
+    counts = text(line("7110.00", "upi_data_bandwidth_tx", "Bytes"))
+    found = perf_evidence(read_perf_stat(counts), XEON, seconds=1.0)
+    assert found.link_utilisation == pytest.approx(7.11e9 / XEON.link_bandwidth_bytes_per_s.sum())
+    assert found.busiest_link == "links out of all nodes"
+
+
+def test_sockets_of_several_nodes_share_their_capacity():
+    machine = load_machine("xeon-8269cy-snc2")  # four nodes on two sockets
+    counts = [line(2e9, "unc_m_cas_count.rd", group="S0"), line(1e9, "unc_m_cas_count.rd", group="S1")]
+    found = perf_evidence(read_perf_stat(text(*counts)), machine, seconds=1.0)
+    assert found.controller_utilisation == pytest.approx(128e9 / machine.memory_bandwidth_bytes_per_s[:2].sum())
+    assert any("2 nodes each" in note for note in found.notes)
+
+
+def test_processors_that_count_for_their_socket_come_in_order():
+    counts = ["CPU0,100,,unc_m_cas_count.rd,1,100.00,,", "CPU26,1000000000,,unc_m_cas_count.rd,1,100.00,,"]
+    found = perf_evidence(read_perf_stat(text(*counts)), XEON, seconds=1.0)
+    assert found.busiest_controller == "memory of CPU26 (node 1)"
+
+
+def test_sockets_that_do_not_fit_the_machine_are_refused():
+    counts = [line(1, "unc_m_cas_count.rd", group=f"S{socket}") for socket in range(3)]
+    with pytest.raises(ValueError, match=r"as many sockets as the machine 'xeon-8269cy' has, .* got 3: S0, S1, S2"):
+        perf_evidence(read_perf_stat(text(*counts)), XEON, seconds=1.0)
+
+
+def test_migrations_become_rates():
+    found = evidence(
+        {"numa_pages_migrated": 100_000, "cpu-migrations": 60, "task-clock": 2000}, machine=True, seconds=2.0
+    )
+    assert found.migrations_per_s == 50_000
+    assert found.migration_share == pytest.approx(50_000 * (1e-6 + 4096 / 50.9e9), rel=1e-3)
+    assert found.cpu_migrations_per_s == 30.0  # task-clock is in milliseconds
+
+
+@pytest.mark.parametrize(
+    ("counts", "options", "note"),
+    [
+        ({"numa_pages_migrated": 5}, {}, "how long the counters ran is unknown"),
+        ({"unc_m_cas_count.rd": 5, "duration_time": 1e9}, {}, "capacities are unknown"),
+        ({"bogus": 5, "cycles": 1}, {"ignore_unknown": True}, "Ignored, since unknown: bogus."),
+    ],
+)
+def test_what_is_missing_is_said_and_not_guessed(counts, options, note):
+    found = evidence(counts, **options)
+    assert any(note in said for said in found.notes)
+    assert found.migration_share is None
+    assert found.controller_utilisation is None
+
+
+def test_a_counter_that_ran_rarely_is_named():
+    found = perf_evidence(read_perf_stat(text(line(5, "cycles", running=12.5, group="S1"))))
+    assert any("cycles on S1 ran 12% of the time" in note for note in found.notes)
+    often = perf_evidence(read_perf_stat(text(line(5, "cycles", running=20.0))))
+    assert not any("of the time" in note for note in often.notes)
+
+
+def test_an_unknown_counter_is_refused_with_those_known():
+    with pytest.raises(ValueError, match=r"counter must be one of unc_m_cas_count.rd, .*, got 'unc_m_bogus'"):
+        evidence({"cycles": 1, "unc_m_bogus": 2})
+    with pytest.raises(ValueError, match="got 'bogus'"):
+        perf_evidence(read_perf_stat("<not supported>,,bogus,0,100.00,,"))
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_seconds_must_be_a_time(seconds):
+    with pytest.raises(ValueError, match=f"seconds must be finite and > 0, got {seconds}"):
+        evidence({"cycles": 1}, seconds=seconds)
+
+
+# Laws.
+
+COUNTS = st.dictionaries(st.sampled_from([*EVENTS]), st.integers(0, 10**15), min_size=1)
+
+
+@given(COUNTS, st.floats(1e-3, 1e6))
+def test_any_counts_make_evidence_in_range(counts, seconds):
+    assert isinstance(evidence(counts, machine=True, seconds=seconds), Evidence)
+
+
+@given(COUNTS, st.integers(2, 9))
+def test_intervals_do_not_matter_but_for_the_time(counts, parts):
+    whole = evidence({event: value * parts for event, value in counts.items()}, machine=True, seconds=3.0)
+    lines = [
+        f"     {second}.000000000,{value},,{event},1000,100.00,,"
+        for second in range(1, parts + 1)
+        for event, value in counts.items()
+    ]
+    split = perf_evidence(read_perf_stat(text(*lines)), XEON, seconds=3.0)
+    assert split.measured == pytest.approx(whole.measured)
+
+
+@given(COUNTS)
+def test_the_order_of_lines_does_not_matter(counts):
+    backward = dict(reversed(counts.items()))
+    assert evidence(counts, machine=True, seconds=1.0).measured == pytest.approx(
+        evidence(backward, machine=True, seconds=1.0).measured
+    )
+
+
+@given(st.sampled_from(known_events()[:20]), st.sampled_from(["", ":u", ":k", ":ppp"]))
+def test_case_and_modifiers_do_not_change_a_name(event, modifiers):
+    assert canonical(event.upper() + modifiers) == canonical(event)
+
+
+@given(st.text(alphabet="0123456789,;.:SNC-<>notcued /%#\n\t|eE+", max_size=200))
+def test_any_text_is_read_or_refused_as_perf(raw):
+    try:
+        perf = read_perf_stat(raw)
+    except ValueError:
+        return
+    assert all(count.value >= 0.0 for count in perf.counts)
+    assert perf.counts or perf.not_counted
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(content):
+    try:
+        raw = decode(content)
+        evidence_of(raw, XEON)
+    except ValueError as error:
+        assert str(error)  # noqa: PT017 # that it is no other exception is the law
+
+
+def test_comments_before_the_counts_do_not_hide_them():
+    assert kind_of(PLAIN) is Kind.PERF_STAT
+    assert separator_of("# started on Sun Nov 22") is None
