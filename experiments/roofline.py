@@ -18,6 +18,7 @@ from numa_rl.machines.catalog import load_machine
 from numa_rl.roofline import Tuning, attainable, require_share, ridge_point, tuning
 
 REMOTE_EXTREMES = ("remote, best node", "remote, worst node")
+MIXED_MEMORY, LOCAL_MEMORY = "memory", "local memory"  # what bounds a point whose local share is known, or not
 ROUNDING = 1e-9  # a point this share above its ceiling stands on it
 
 
@@ -109,7 +110,11 @@ class Standing:
 
     @property
     def is_above(self) -> bool:
-        """Whether it stands above its roof, which only an error of measurement or of the machine's figures explains."""
+        """Whether it stands above its roof: a wrong measurement or figure of the machine, or streams that overlap.
+
+        BW_eff lets a node draw from one side at a time. Where local and remote bytes are in flight together, and pass
+        different controllers and links, their bandwidths add.
+        """
         return self.reached > 1.0 + ROUNDING
 
 
@@ -175,13 +180,13 @@ def _stand(points: list[Point], ceilings: Ceilings) -> tuple[Standing, ...]:
     """Each point under the roof of its own local share, or under the local one where that is unknown."""
     standings = []
     for point in points:
-        bandwidth, memory, cell = ceilings.local_bytes_per_s, "local memory", None
+        bandwidth, memory, cell = ceilings.local_bytes_per_s, LOCAL_MEMORY, None
         if point.local_share is not None:
             try:
                 bandwidth = ceilings.mixed_bytes_per_s(point.local_share)
             except ValueError as error:
                 raise ValueError(f"point {point.name!r}: {error}") from error
-            memory = "memory"
+            memory = MIXED_MEMORY
             cell = tuning(point.intensity, point.local_share)
         roof = float(attainable(point.intensity, ceilings.peak_flops_per_s, bandwidth))
         bound = "peak" if roof == ceilings.peak_flops_per_s else memory
@@ -210,7 +215,9 @@ def print_chart(chart: Chart, console: Console) -> None:
     for standing in chart.standings:
         if standing.is_above:
             text = Text(f"{standing.point.name} is above its ceiling ({standing.bound}): ", style="bold red")
-            text.append("its intensity, performance or local share, or the machine's figures, must be wrong.")
+            text.append("check its intensity, performance and local share, and the machine's figures.")
+            if standing.bound == MIXED_MEMORY and 0.0 < (standing.point.local_share or 0.0) < 1.0:
+                text.append(" Local and remote bytes drawn at the same time can pass BW_eff too.")
             console.print(text)
     for cell in dict.fromkeys(standing.tuning for standing in chart.standings):
         if cell is None:

@@ -86,7 +86,12 @@ def _draw_points(axes: Axes, chart: Chart) -> None:
         )
     for standings, marker, color, label in (
         ([standing for standing in chart.standings if not standing.is_above], "o", POINT, "measured, and its own roof"),
-        ([standing for standing in chart.standings if standing.is_above], "X", LEARNED, "above its roof: an error"),
+        (
+            [standing for standing in chart.standings if standing.is_above],
+            "X",
+            LEARNED,
+            "above its roof: check the figures",
+        ),
     ):
         if standings:
             axes.plot(

@@ -84,12 +84,18 @@ def test_ceilings_and_points_of_the_two_socket_machine(run):
 
 
 def test_a_point_above_its_ceiling_is_reported(run):
-    Path("points.csv").write_text(f"{HEADER}\nwrong,1,121e9,0.5\nright,1,120e9,0.5\n")
+    Path("points.csv").write_text(f"{HEADER}\nwrong,1,121e9,0.5\nright,1,120e9,0.5\nfast,9,641e9,0.5\n")
     code, out, _ = run("--machine", "chapter-2-socket", "--points", "points.csv", "--json", "out.json")
     assert code == 0
     assert "wrong is above its ceiling (memory)" in out
+    assert "fast is above its ceiling (peak)" in out
     assert "right is above" not in out
-    assert [point["above_its_ceiling"] for point in json.loads(Path("out.json").read_text())["points"]] == [True, False]
+    assert out.count("drawn at the same time") == 1
+    assert [point["above_its_ceiling"] for point in json.loads(Path("out.json").read_text())["points"]] == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_one_node_is_half_of_two(run):
