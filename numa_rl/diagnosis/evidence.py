@@ -13,10 +13,25 @@ from typing import Any
 from numa_rl.workloads.parameters import require
 
 SHARES = (
-    "memory_stall_share dram_stall_share remote_share hitm_share coherence_share falsely_shared_share misplaced_share "
-    "largest_node_share far_share migration_share"
+    "memory_stall_share",
+    "dram_stall_share",
+    "remote_share",
+    "hitm_share",
+    "coherence_share",
+    "falsely_shared_share",
+    "misplaced_share",
+    "largest_node_share",
+    "far_share",
+    "migration_share",
 )
-FIGURES = "controller_utilisation link_utilisation controller_imbalance cpu_migrations_per_s migrations_per_s intensity"
+FIGURES = (
+    "controller_utilisation",
+    "link_utilisation",
+    "controller_imbalance",
+    "cpu_migrations_per_s",
+    "migrations_per_s",
+    "intensity",
+)
 
 
 @dataclass(frozen=True)
@@ -84,13 +99,9 @@ class Evidence:
 
     def __post_init__(self) -> None:
         """Check the ranges; raises ValueError."""
-        known = [
-            name for name in (*SHARES.split(), *FIGURES.split(), "latency_ratio") if getattr(self, name) is not None
-        ]
+        known = [name for name in (*SHARES, *FIGURES, "latency_ratio") if getattr(self, name) is not None]
         require(self, " ".join(known), ">= 0", lambda value: value >= 0.0)
-        require(
-            self, " ".join(name for name in known if name in SHARES.split()), "in [0, 1]", lambda value: value <= 1.0
-        )
+        require(self, " ".join(name for name in known if name in SHARES), "in [0, 1]", lambda value: value <= 1.0)
         if self.latency_ratio == 0.0:
             raise ValueError(f"latency_ratio must be > 0, got {self.latency_ratio}.")
         for name, least in (("falsely_shared_lines", 0), ("largest_node", 0), ("thread_nodes", 1), ("num_nodes", 1)):
