@@ -247,7 +247,7 @@ def test_help_explains_every_option(run, capsys):
         (perf(bogus=(1, 1)), (), ("in.txt: counter must be one of unc_m_cas_count.rd", "got 'bogus'")),
         ("0,81;msec;task-clock;812790;100,00;0,551;CPUs utilized", (), ("in.txt: line 1: count must have a decimal",)),
         ("0,81,msec,task-clock,812790,100,00,0,551,CPUs utilized", (), ("line 1: must not have decimal commas",)),
-        ("-1,,cycles,1,100.00,,", (), ("line 1: count must be finite and >= 0, got '-1'",)),
+        ("-1,,cycles,1,100.00,,", (), ("line 1: count must be in 0..2**64, got '-1'",)),
         (perf(**IDLE), ("--machine", "nope"), ("machine must be one of", "got 'nope'")),
         (perf(**IDLE), ("--seconds", "0"), ("seconds must be finite and > 0, got 0",)),
         (perf(**IDLE), ("--seconds", "nan"), ("seconds must be finite and > 0, got nan",)),

@@ -31,7 +31,8 @@ from numa_rl.diagnosis.perf_stat import UNIT_SCALES, Count, PerfStat
 from numa_rl.topology import DEFAULT_PAGE_MOVE_S, Topology
 
 RARELY_RUNNING = 0.2  # below this share of the time, perf's scaling of a multiplexed count is a guess
-ANSWERED_REMOTE = (
+ANSWERS = (
+    Quantity.LOCAL_DRAM,
     Quantity.REMOTE_DRAM,
     Quantity.REMOTE_ONE_HOP,
     Quantity.REMOTE_FAR,
@@ -55,8 +56,13 @@ class Findings:
             self.figures[figure] = value
             self.provenance[figure] = how
 
-    def evidence(self, machine: str | None) -> Evidence:
-        """All that was found."""
+    def evidence(self, topology: Topology | None) -> Evidence:
+        """All that was found, and what the machine says of itself."""
+        if topology is not None:
+            self.figures["num_nodes"] = topology.num_nodes
+            if topology.hops.max() <= 1:
+                self.add("far_share", 0.0, "no node of the machine is two hops from another")
+        machine = None if topology is None else topology.name
         return Evidence(
             **self.figures,  # type: ignore[arg-type]
             machine=machine,
@@ -159,9 +165,7 @@ def perf_evidence(
             _controllers(totals, elapsed_s, topology, found)
             _links(totals, elapsed_s, topology, found)
     _controller_imbalance(totals, found)
-    if topology is not None:
-        found.figures["num_nodes"] = topology.num_nodes
-    return found.evidence(None if topology is None else topology.name)
+    return found.evidence(topology)
 
 
 def _elapsed_s(perf: PerfStat, totals: Totals) -> float | None:
@@ -204,14 +208,15 @@ def _remote(totals: Totals, found: Findings) -> None:
     """Shares of accesses that other nodes answer, from the family that says it best."""
     families = totals.families()
     offcore = [family for family in families if family.startswith(OFFCORE)]
-    # An all_* request contains the others; those beside it would count twice.
-    everything = [family for family in offcore if ".all_" in family or family.endswith(".reads_to_core")]
+    # An all_* request contains the others: beside it they would count twice.
+    whole = [family for family in offcore if ".all_" in family or family.endswith(".reads_to_core")]
+    whole.sort(key=lambda family: -_answered(totals, [family]))
     sources = [
-        *([family] for family in (*LOADS, FILLS[0]) if family in families),
-        [max(everything, key=lambda family: _answered(totals, [family]))] if everything else offcore,
+        *([family] for family in (*LOADS, FILLS[0], *whole) if family in families),
+        [family for family in offcore if family not in whole],
         *([family] for family in (FILLS[1], NODE) if family in families),
     ]
-    for source in filter(None, sources):
+    for source in sources:
         _remote_of(totals, source, found)
     faults, local = totals.total(Quantity.HINT_FAULTS), totals.total(Quantity.HINT_FAULTS_LOCAL)
     if faults and local is not None:
@@ -219,36 +224,37 @@ def _remote(totals: Totals, found: Findings) -> None:
 
 
 def _answered(totals: Totals, source: list[str]) -> float:
-    """All accesses of a source."""
-    kinds = (Quantity.LOCAL_DRAM, *ANSWERED_REMOTE)
-    return math.fsum(totals.total(quantity, family) or 0.0 for quantity in kinds for family in source)
+    """All accesses of a source, by whoever answered; some may be counted twice, by distance and as a whole."""
+    return math.fsum(_count(totals, source, quantity) or 0.0 for quantity in ANSWERS)
+
+
+def _count(totals: Totals, source: list[str], quantity: Quantity) -> float | None:
+    """A quantity summed over a source's families, or None where none of them counted it."""
+    known = [value for family in source if (value := totals.total(quantity, family)) is not None]
+    return math.fsum(known) if known else None
 
 
 def _remote_of(totals: Totals, source: list[str], found: Findings) -> None:
-    """The shares that one source tells."""
-
-    def count(quantity: Quantity) -> float | None:
-        counts = [totals.total(quantity, family) for family in source]
-        known = [value for value in counts if value is not None]
-        return math.fsum(known) if known else None
-
-    local, total, name = count(Quantity.LOCAL_DRAM), _answered(totals, source), " + ".join(source)
-    remote = [value for quantity in ANSWERED_REMOTE if (value := count(quantity)) is not None]
-    if not total:
-        return
-    if local is not None and remote:
-        found.add("remote_share", min(math.fsum(remote) / total, 1.0), f"{name}: remote / (local + remote)")
-        if source == [NODE] and found.provenance["remote_share"].startswith(NODE):
-            found.notes.append(
-                "node-loads are taken as local accesses, as on Haswell and later; before, they counted all, and the "
-                "remote share is node-load-misses / node-loads."
-            )
-    modified = count(Quantity.REMOTE_MODIFIED)
-    if modified is not None and local is not None:
-        found.add("hitm_share", min(modified / total, 1.0), f"{name}: remote_hitm / (local + remote)")
-    near, far = count(Quantity.REMOTE_ONE_HOP), count(Quantity.REMOTE_FAR)
+    """The shares that one source tells, of what it counted of memory and of other nodes' caches."""
+    local, remote, near, far, clean, modified = (_count(totals, source, quantity) for quantity in ANSWERS)
+    name = " + ".join(source)
     if near is not None and far is not None and near + far > 0.0:
-        found.add("far_share", min(far / (near + far), 1.0), f"{name}: hop2p / (hop1 + hop2p)")
+        found.add("far_share", far / (near + far), f"{name}: hop2p / (hop1 + hop2p)")
+    if remote is None and (near is not None or far is not None):
+        remote = (near or 0.0) + (far or 0.0)
+    if local is None or remote is None:
+        return
+    remote += (clean or 0.0) + (modified or 0.0)
+    if local + remote == 0.0:
+        return
+    if source == [NODE] and "remote_share" not in found.figures:
+        found.notes.append(
+            "node-loads are taken as local accesses, as on Haswell and later; before, they counted all, and the "
+            "remote share is node-load-misses / node-loads."
+        )
+    found.add("remote_share", remote / (local + remote), f"{name}: remote / (local + remote)")
+    if modified is not None:
+        found.add("hitm_share", modified / (local + remote), f"{name}: remote_hitm / (local + remote)")
 
 
 def _intensity(totals: Totals, found: Findings) -> None:
@@ -261,8 +267,11 @@ def _intensity(totals: Totals, found: Findings) -> None:
 def _cpu_migrations(totals: Totals, found: Findings) -> None:
     """Moves of threads between cores, per second of processor time."""
     moves, cpu_s = totals.total(Quantity.CPU_MIGRATIONS), totals.total(Quantity.CPU_SECONDS)
-    if moves is not None and cpu_s:
-        found.add("cpu_migrations_per_s", moves / cpu_s, "cpu-migrations / task-clock")
+    if moves is None or not cpu_s:
+        return
+    found.add("cpu_migrations_per_s", moves / cpu_s, "cpu-migrations / task-clock")
+    if "" not in totals.groups(Quantity.CPU_SECONDS):
+        found.notes.append("Counted on all processors, task-clock holds idle ones too: threads move at least so often.")
 
 
 def _page_migrations(totals: Totals, elapsed_s: float, topology: Topology | None, found: Findings) -> None:

@@ -57,7 +57,7 @@ class Evidence:
         largest_node: number of that node.
         thread_nodes: how many nodes the process's threads run on.
         num_nodes: how many nodes the machine has.
-        far_share: share of the remote accesses (or pages) that cross two hops or more.
+        far_share: share of the remote accesses (or pages) that cross two hops or more; 0 where none can.
         migration_share: time spent on moving pages (or objects) over all time.
         migrations_per_s: pages (or objects) moved, per second.
         cpu_migrations_per_s: moves of threads between cores, per second of processor time.
@@ -100,7 +100,7 @@ class Evidence:
     def __post_init__(self) -> None:
         """Check the ranges; raises ValueError."""
         known = [name for name in (*SHARES, *FIGURES, "latency_ratio") if getattr(self, name) is not None]
-        require(self, " ".join(known), ">= 0", lambda value: value >= 0.0)
+        require(self, " ".join(known), "finite and >= 0", lambda value: value >= 0.0)
         require(self, " ".join(name for name in known if name in SHARES), "in [0, 1]", lambda value: value <= 1.0)
         if self.latency_ratio == 0.0:
             raise ValueError(f"latency_ratio must be > 0, got {self.latency_ratio}.")

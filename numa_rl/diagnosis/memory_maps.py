@@ -37,7 +37,7 @@ def numastat_evidence(table: NodeTable, topology: Topology | None, thread_nodes:
         _process_memory(on_node, topology, thread_nodes, found)
     else:
         _allocations({name: table.total(name) for name in table.rows}, found)
-    return found.evidence(None if topology is None else topology.name)
+    return found.evidence(topology)
 
 
 def numa_maps_evidence(maps: NumaMaps, topology: Topology | None, thread_nodes: Sequence[int] = ()) -> Evidence:
@@ -53,13 +53,11 @@ def numa_maps_evidence(maps: NumaMaps, topology: Topology | None, thread_nodes: 
     """
     found = Findings()
     _check_nodes((*maps.bytes_on_node, *thread_nodes), topology)
-    if topology is not None:
-        found.figures["num_nodes"] = topology.num_nodes
     _process_memory(maps.bytes_on_node, topology, thread_nodes, found)
     total = math.fsum(maps.bytes_by_policy.values())
     policies = (f"{policy} {num_bytes / total:.0%}" for policy, num_bytes in maps.bytes_by_policy.items())
     found.notes.append(f"Memory policies by bytes: {', '.join(policies)}.")
-    return found.evidence(None if topology is None else topology.name)
+    return found.evidence(topology)
 
 
 def vmstat_evidence(vmstat: Vmstat, topology: Topology | None, seconds: float | None = None) -> Evidence:
@@ -85,9 +83,7 @@ def vmstat_evidence(vmstat: Vmstat, topology: Topology | None, seconds: float | 
         add_page_migrations(pages / seconds, topology, found)
     elif pages:
         found.notes.append("No rates: how long the system has counted is unknown; /proc/uptime has the seconds.")
-    if topology is not None:
-        found.figures["num_nodes"] = topology.num_nodes
-    return found.evidence(None if topology is None else topology.name)
+    return found.evidence(topology)
 
 
 def _allocations(counts: Mapping[str, float | None], found: Findings) -> None:

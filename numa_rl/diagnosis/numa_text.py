@@ -14,6 +14,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from numa_rl.diagnosis.perf_stat import MOST_COUNT
+
 MOST_NODES = 1024  # Linux's own limit, MAX_NUMNODES
 MB = 2.0**20  # numastat's
 SMALL_PAGE_BYTES = 4096.0
@@ -161,8 +163,8 @@ def _numastat_row(table: _Table, line: str) -> None:
     scale = MB if table.what else 1.0
     for node, value in zip(table.header, values, strict=False):
         figure = float(value)
-        if not 0.0 <= figure < math.inf:
-            raise ValueError(f"{name} must be finite and >= 0, got {value}.")
+        if not 0.0 <= figure <= MOST_COUNT:
+            raise ValueError(f"{name} must be in 0..2**64, got {_show(value)}.")
         before = table.rows[name].get(node, 0.0) if table.what == PROCESS_TITLE else 0.0
         table.rows[name][node] = before + figure * scale
 
@@ -222,8 +224,8 @@ def read_vmstat(text: str) -> Vmstat:
         if match is None:
             raise ValueError(f"line {number}: must be a name and a count, got {_show(raw.strip())}.")
         value = float(match["value"])
-        if not math.isfinite(value):
-            raise ValueError(f"line {number}: {match['name']} must be finite, got {_show(match['value'])}.")
+        if value > MOST_COUNT:
+            raise ValueError(f"line {number}: {match['name']} must be in 0..2**64, got {_show(match['value'])}.")
         counts[VMSTAT_NAMES.get(match["name"], match["name"])] = value
     if not any(name.startswith("numa_") for name in counts):
         raise ValueError(f"must hold counts of NUMA, as numa_hit, got {_names(counts)}.")

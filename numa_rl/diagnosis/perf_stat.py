@@ -10,12 +10,13 @@ References:
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 
 SEPARATORS = (";", "\t", "|", ",")  # in the order tried: a comma may be part of an event's name
 MISSING = ("<not counted>", "<not supported>")
+SUMMARY = "summary"  # opens the lines that --summary adds to those of intervals
+MOST_COUNT = 2.0**64  # of a counter
 
 NUMBER = re.compile(r"-?\d+(\.\d+)?([eE][+-]?\d+)?")
 DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
@@ -104,7 +105,7 @@ def read_perf_stat(text: str, separator: str | None = None) -> PerfStat:
 
     Raises:
         ValueError: no line of counts, or a line that is none, naming its number and the rule: the number of fields,
-            a decimal comma, a count that is negative or not finite, or a unit that is unknown or changes.
+            a decimal comma, a count out of range, or a unit that is unknown or changes.
     """
     if separator is not None and len(separator) != 1:
         raise ValueError(f"separator must be one character, got {separator!r}.")
@@ -141,17 +142,16 @@ def _add(sums: dict[tuple[str, str], Count], line: Line, value: float) -> None:
     before = sums.get(key, Count(line.event, line.group, 0.0, line.unit, 1.0))
     if before.unit != line.unit:
         raise ValueError(f"unit of {line.event} must stay {before.unit!r}, got {line.unit!r}.")
-    total = before.value + value
-    if not math.isfinite(total):
-        raise ValueError(f"count of {line.event} must be finite, got {_show(str(total))}.")
     share = min(before.running_share, line.running_share)
-    sums[key] = Count(line.event, line.group, total, line.unit, share)
+    sums[key] = Count(line.event, line.group, before.value + value, line.unit, share)
 
 
 def _line(raw: str, separator: str) -> Line | None:
-    """A line taken apart; None for one that carries only a metric."""
+    """A line taken apart; None for one that carries only a metric, or sums up the intervals above it."""
     fields = [field.strip() for field in raw.split(separator)]
     time_s, group = None, ""
+    if fields[0] == SUMMARY:
+        return None
     if TIME_STAMP.fullmatch(fields[0]):
         time_s, fields = float(fields[0]), fields[1:]
     if fields and SHARED.fullmatch(fields[0]):
@@ -180,8 +180,8 @@ def _value(text: str) -> float | None:
     if not NUMBER.fullmatch(text):
         raise ValueError(f"count must be a number, {' or '.join(MISSING)}, got {_show(text)}.")
     value = float(text)
-    if not 0.0 <= value < math.inf:
-        raise ValueError(f"count must be finite and >= 0, got {_show(text)}.")
+    if not 0.0 <= value <= MOST_COUNT:
+        raise ValueError(f"count must be in 0..2**64, got {_show(text)}.")
     return value
 
 

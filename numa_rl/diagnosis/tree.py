@@ -42,8 +42,8 @@ class Thresholds:
     Attributes:
         latency_ratio: mean over idle local latency. Ours: the loaded latency of a memory at 80% of its capacity
             (r(0.8) of `numa_rl.topology.LoadedLatency`, 1.53), rounded down.
-        memory_stall_share: the top-down method's limit for "memory bound" [2].
-        dram_stall_share: its limit for "DRAM bound" [2].
+        memory_stall_share: the top-down method's limit for "memory bound" (Yasin, ISPASS 2014 [2]).
+        dram_stall_share: the top-down method's limit for "DRAM bound" [2].
         remote_share: Carrefour leaves pages alone from 80% of local accesses on [3].
         utilisation: of a link or controller. Ours: 80%, where the loaded latency passes its knee.
         severe_utilisation: above which there is no room at all. Ours.
