@@ -14,6 +14,7 @@ from agents.heuristics import Rule
 from agents.scheduler import Scheduler
 from envs.observation import ObservationKind, Observer
 from envs.world import World
+from numa_rl.metrics import MEANINGS, run_metrics
 from numa_rl.simulator.simulator import Simulator
 
 F64 = npt.NDArray[np.float64]
@@ -39,6 +40,7 @@ class EpisodeResults:
         out_of_memory: tasks dropped because no node had room.
         finish_s: from the first arrival to the end of the last task.
         response_s: T_exec + T_comm of every task, seconds, shape (R, T); infinite for dropped ones.
+        metrics: those of the chapter's section 16.4.1, by the names of `numa_rl.metrics.MEANINGS`.
     """
 
     machine: I64
@@ -53,11 +55,18 @@ class EpisodeResults:
     out_of_memory: I64
     finish_s: F64
     response_s: F64
+    metrics: dict[str, F64]
 
     @property
     def load_balance(self) -> F64:
         """B_load = 1 - Imbalance (chapter, section 16.4.1)."""
-        return 1.0 - self.imbalance
+        return self.metrics["B_load"]
+
+    @property
+    def median_metrics(self) -> dict[str, float]:
+        """Each metric's median over the episodes in which it means something, by name; NaN where it never does."""
+        known = {name: values[~np.isnan(values)] for name, values in self.metrics.items()}
+        return {name: float(np.median(values)) if len(values) else np.nan for name, values in known.items()}
 
     @property
     def p99_response_s(self) -> F64:
@@ -107,8 +116,10 @@ def evaluate(
         _play(scheduler, world, machine[first : first + batch_rows], episode[first : first + batch_rows], num_threads)
         for first in range(0, len(episode), batch_rows)
     ]
-    names = [item.name for item in fields(EpisodeResults)]
-    return EpisodeResults(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+    names = [item.name for item in fields(EpisodeResults) if item.name != "metrics"]
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    metrics = {name: np.concatenate([part.metrics[name] for part in parts]) for name in MEANINGS}
+    return EpisodeResults(**arrays, metrics=metrics)
 
 
 def _play(scheduler: Scheduler, world: World, machine: I64, episode: I64, num_threads: int) -> EpisodeResults:
@@ -139,7 +150,7 @@ def _play(scheduler: Scheduler, world: World, machine: I64, episode: I64, num_th
 
     moved = local_bytes + remote_bytes
     arrival_s = world.workload.arrival_s[episode]
-    last_s = np.where(np.isfinite(response_s), arrival_s + response_s, arrival_s).max(axis=1)
+    last_s = np.maximum(arrival_s[:, -1], simulator.state.totals["last_finish_s"])
     per_reference = 1.0 / (num_tasks * world.weights.reference_s)
     return EpisodeResults(
         machine=machine,
@@ -154,4 +165,5 @@ def _play(scheduler: Scheduler, world: World, machine: I64, episode: I64, num_th
         out_of_memory=out_of_memory,
         finish_s=last_s - arrival_s[:, 0],
         response_s=response_s,
+        metrics=run_metrics(simulator),
     )

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.world import Rows
+from numa_rl.metrics import MEANINGS, run_metrics
 
 
 class Totals:
@@ -23,6 +24,7 @@ class Totals:
         decisions: how many.
         placements: how often each (task node, data node) was used, shape (N, N).
         traffic_bytes: recent bytes by initiator and target, averaged over rows, summed over steps, shape (N, N).
+        metrics: those of the chapter's section 16.4.1 of every episode that ended, by name.
     """
 
     def __init__(self, num_nodes: int) -> None:
@@ -36,6 +38,7 @@ class Totals:
         self.steps = 0
         self.placements = np.zeros((self.num_nodes, self.num_nodes), np.int64)
         self.traffic_bytes = np.zeros((self.num_nodes, self.num_nodes))
+        self.metrics: dict[str, list[float]] = {name: [] for name in MEANINGS}
         self._sums: dict[str, float] = {}
 
     def count(self, rows: Rows, rewards: npt.NDArray[np.float64]) -> None:
@@ -64,6 +67,10 @@ class Totals:
             fullest_node=(state.memory_used_bytes / capacity).max(axis=1),
             busiest_link=load.max(axis=1, initial=0.0),
         )
+        ended = np.flatnonzero(outcome.finished)
+        if len(ended):
+            for name, values in run_metrics(simulator, ended).items():
+                self.metrics[name].extend(values.tolist())
 
     def _add(self, **values: npt.NDArray[Any]) -> None:
         for name, array in values.items():
@@ -72,6 +79,11 @@ class Totals:
     def mean(self, name: str) -> float:
         """Mean per decision of what `count` sums up."""
         return self._sums.get(name, 0.0) / max(self.decisions, 1)
+
+    def median_metrics(self) -> dict[str, float]:
+        """Median over the episodes that ended, without those in which a metric means nothing, by name."""
+        known = {name: [value for value in values if not np.isnan(value)] for name, values in self.metrics.items()}
+        return {name: float(np.median(values)) for name, values in known.items() if values}
 
     @property
     def remote_ratio(self) -> float:

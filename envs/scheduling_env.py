@@ -12,6 +12,7 @@ from envs.observation import ObservationKind, ObservationLayout
 from envs.observation_kernel import Float32
 from envs.rendering import render_text
 from envs.world import Rows, World
+from numa_rl.metrics import run_metrics
 from numa_rl.simulator.state import Outcome
 
 Action = npt.NDArray[np.int64]
@@ -22,6 +23,7 @@ INFO_FIELDS = (
     "comm_s",
     "wait_s",
     "migration_s",
+    "coherence_s",
     "imbalance",
     "task_node",
     "data_node",
@@ -42,8 +44,9 @@ class NumaSchedulingEnv(gym.Env[Float32, Action]):
     """Place one task and its data at a time on a NUMA machine (chapter, section 16.2.3).
 
     The action is (task node, data node); the reward is R = -(T_exec + alpha T_comm + beta Imbalance). An episode
-    ends by `truncated`: it is a slice of a stream that would go on. `reset(options={"episode": k, "machine": m})`
-    plays a given episode of the pool.
+    ends by `truncated`: it is a slice of a stream that would go on. The info of its last step has `metrics`, those
+    of the chapter's section 16.4.1 over the episode (see `numa_rl.metrics.MEANINGS`).
+    `reset(options={"episode": k, "machine": m})` plays a given episode of the pool.
 
     Args:
         world: machines, workload and reward; the chapter's cube under a synthetic stream by default.
@@ -97,7 +100,9 @@ class NumaSchedulingEnv(gym.Env[Float32, Action]):
     def step(self, action: Action) -> tuple[Float32, float, bool, bool, dict[str, Any]]:
         """Place the task; returns observation, reward, terminated (never), truncated and info."""
         rewards, outcome = self._rows.step(np.asarray(action)[None])
-        info = {name: values[0].item() for name, values in outcome_info(outcome).items()}
+        info: dict[str, Any] = {name: values[0].item() for name, values in outcome_info(outcome).items()}
+        if outcome.finished[0]:
+            info["metrics"] = {name: float(values[0]) for name, values in run_metrics(self._rows.simulator).items()}
         return self._rows.observe()[0].copy(), float(rewards[0]), False, bool(outcome.finished[0]), info
 
     def action_masks(self) -> npt.NDArray[np.bool_]:

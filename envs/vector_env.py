@@ -18,12 +18,15 @@ from envs.observation import ObservationKind, ObservationLayout
 from envs.observation_kernel import Float32
 from envs.scheduling_env import outcome_info
 from envs.world import Rows, World
+from numa_rl.metrics import run_metrics
 
 Array = npt.NDArray[Any]
 
 
 class NumaSchedulingVectorEnv(gym.vector.VectorEnv[Float32, Array, Array]):
     """B machines at once; sub-environment i behaves as `NumaSchedulingEnv` seeded with seed + i.
+
+    In a step that ends episodes, the info has their `metrics`: an array of shape (B,) by name, NaN in other rows.
 
     Args:
         num_envs: B.
@@ -113,6 +116,8 @@ class NumaSchedulingVectorEnv(gym.vector.VectorEnv[Float32, Array, Array]):
         info = outcome_info(outcome)
         info |= {f"_{name}": ~over for name in tuple(info)}
         truncated = outcome.finished & ~over
+        if truncated.any():
+            info |= self._metrics(truncated)
         rewards = np.where(over, 0.0, rewards)
         if over.any():
             self._rows.reset(np.flatnonzero(over))
@@ -123,10 +128,19 @@ class NumaSchedulingVectorEnv(gym.vector.VectorEnv[Float32, Array, Array]):
                 final[row] = last[row].copy()
             info |= {"final_obs": final, "_final_obs": truncated.copy()}
             final_info = outcome_info(outcome)
-            final_info |= {f"_{name}": truncated.copy() for name in tuple(final_info)}
+            final_info |= {f"_{name}": truncated.copy() for name in tuple(final_info)} | self._metrics(truncated)
             info |= {"final_info": final_info, "_final_info": truncated.copy()}
             self._rows.reset(np.flatnonzero(truncated))
         return self._observe(), rewards, np.zeros(self.num_envs, bool), truncated, info
+
+    def _metrics(self, ended: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        """The info that episodes bring which end in this step: their metrics, NaN in the other rows."""
+        metrics: dict[str, Any] = {}
+        for name, values in run_metrics(self._rows.simulator, np.flatnonzero(ended)).items():
+            metrics[name] = np.full(self.num_envs, np.nan)
+            metrics[name][ended] = values
+            metrics[f"_{name}"] = ended.copy()
+        return {"metrics": metrics, "_metrics": ended.copy()}
 
     def action_masks(self) -> npt.NDArray[np.bool_]:
         """Open task nodes, then open data nodes, shape (B, 2 N)."""

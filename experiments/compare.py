@@ -165,8 +165,9 @@ class Standing:
         by_episode = {
             f.name: getattr(results, f.name).tolist()
             for f in fields(results)
-            if f.name not in ("response_s", "machine")
+            if f.name not in ("response_s", "machine", "metrics")
         }
+        by_episode |= {name: values.tolist() for name, values in results.metrics.items()}
         return {
             "name": self.name,
             "rule": self.is_rule,
@@ -181,6 +182,7 @@ class Standing:
             "load_balance": self.load_balance,
             "out_of_memory": self.out_of_memory,
             "decision_us": self.decision_us,
+            "metrics": results.median_metrics,
             "by_episode": by_episode | {"p99_response_s": results.p99_response_s.tolist()},
         }
 

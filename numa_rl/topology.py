@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -234,6 +235,21 @@ class Topology:
         while nodes[-1] != initiator:
             nodes.append(int(self.predecessor[initiator, nodes[-1]]))
         return nodes[::-1]
+
+    @cached_property
+    def route_links(self) -> tuple[IntArray, IntArray]:
+        """Whether each link is on the route of each pair: of its reads, toward the initiator, and of its writes.
+
+        Shape (N * N, L) each, pairs row by row, 1 or 0.
+        """
+        n, index = self.num_nodes, self.link_index()
+        reads, writes = np.zeros((2, n * n, self.num_links), np.int64)
+        for initiator in range(n):
+            for target in range(n):
+                for near, far in pairwise(self.route(initiator, target)):
+                    writes[initiator * n + target, index[near, far]] = 1
+                    reads[initiator * n + target, index[far, near]] = 1
+        return reads, writes
 
     @cached_property
     def fallback_order(self) -> IntArray:

@@ -17,6 +17,7 @@ from experiments.compare import Compare, Comparison, compare, print_comparison, 
 from experiments.plots import plot_costs
 from experiments.scenario import Scenario, Split, load_scenario
 from experiments.tune import Tune, load_or_tune, tune_rules, tuned_path
+from numa_rl.metrics import MEANINGS
 
 TOML = """
 description = "A small stream"
@@ -66,6 +67,15 @@ def printed(comparison: Comparison, width: int) -> str:
     file = io.StringIO()
     print_comparison(comparison, Console(file=file, width=width))
     return file.getvalue()
+
+
+def test_the_metrics_are_in_the_json_by_the_chapters_names(file: str):
+    Compare(file, episodes=5, json=Path("c.json")).run()
+    for entry in json.loads(Path("c.json").read_text())["schedulers"]:
+        assert list(entry["metrics"]) == list(MEANINGS)
+        for name, value in entry["metrics"].items():
+            assert value == pytest.approx(np.median(entry["by_episode"][name])), name
+        assert entry["load_balance"] == pytest.approx(np.mean(entry["by_episode"]["B_load"]))
 
 
 def without_times(results: dict[str, Any]) -> dict[str, Any]:

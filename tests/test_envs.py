@@ -19,6 +19,7 @@ from envs.scheduling_env import INFO_FIELDS, NumaSchedulingEnv
 from envs.vector_env import NumaSchedulingVectorEnv
 from envs.world import World
 from numa_rl.machines.builders import four_socket, two_socket
+from numa_rl.metrics import MEANINGS
 from numa_rl.simulator.state import allocate_outcome
 from numa_rl.topology import Topology
 from numa_rl.workloads.synthetic import SyntheticStream
@@ -159,6 +160,20 @@ def test_info_reports_every_part_of_the_outcome_as_plain_numbers(world):
     info = env.step(np.array([0, 1]))[4]
     assert tuple(info) == INFO_FIELDS
     assert {type(value) for value in info.values()} <= {float, int, bool}
+
+
+def test_the_last_step_of_an_episode_reports_its_metrics(world):
+    env = NumaSchedulingEnv(world)
+    env.reset(seed=0)
+    infos = [env.step(np.array([1, 0]))[4] for _ in range(NUM_TASKS)]
+    assert not any("metrics" in info for info in infos[:-1])
+    metrics = infos[-1]["metrics"]
+    assert list(metrics) == list(MEANINGS)
+    assert metrics["B_load"] == pytest.approx(1.0 - np.mean([info["imbalance"] for info in infos]))
+    local, remote = (sum(info[name] for info in infos) for name in ("local_bytes", "remote_bytes"))
+    assert metrics["R_L_R"] == pytest.approx(local / remote)
+    compute = sum(info["exec_s"] - info["wait_s"] for info in infos)
+    assert metrics["rho"] == pytest.approx(compute / sum(info["comm_s"] for info in infos))
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ class Script:
 
 
 def fields_of(results: Any) -> dict[str, np.ndarray]:
-    return vars(results)
+    return {name: values for name, values in vars(results).items() if name != "metrics"} | results.metrics
 
 
 def test_costs_of_two_computing_tasks_by_hand():

@@ -25,6 +25,7 @@ from agents.ppo.training import Progress, Trainer
 from envs.world import World
 from experiments.scenario import Split, load_scenario
 from experiments.tune import world_of
+from numa_rl.metrics import MEANINGS
 
 torch.set_num_threads(1)
 
@@ -486,7 +487,7 @@ def events(whole: tuple[Trainer, list[Progress]]) -> EventAccumulator:
 
 def test_events_hold_costs_placements_rules_gaps_and_learning(events):
     scalars = set(events.Tags()["scalars"])
-    assert scalars >= COSTS | RULES | PER_100 | LEARNING
+    assert scalars >= COSTS | RULES | PER_100 | LEARNING | {f"metrics/{name}" for name in MEANINGS}
     assert {"placement/remote_ratio", "train/loss", "train/clip_fraction"} <= scalars
     for name in scalars:
         assert all(math.isfinite(event.value) for event in events.Scalars(name)), name
@@ -558,7 +559,8 @@ def test_maps_of_placements_and_traffic_are_pictures(events):
 def test_every_chart_of_the_dashboards_has_something_to_show(events):
     layout = layout_pb2.Layout()
     layout.ParseFromString(events.Tensors(CONFIG_TAG)[0].tensor_proto.string_val[0])
-    assert {category.title for category in layout.category} == {"Against the rules", "Cost", "Placement", "Learning"}
+    titles = {"Against the rules", "Cost", "Placement", "Metrics of the chapter", "Learning"}
+    assert {category.title for category in layout.category} == titles
     scalars = events.Tags()["scalars"]
     tags = [tag for category in layout.category for chart in category.chart for tag in chart.multiline.tag]
     assert tags

@@ -17,6 +17,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Figure, HParam, Logger, TensorBoardOutputFormat
 
 from agents.totals import Totals
+from numa_rl.metrics import MEANINGS
 
 SHOWN_BELOW = 2.0  # times the best rule: costlier ones would flatten the chart; the SCALARS tab has them all
 PARTS = ("total", "exec", "comm", "imbalance", "wait")
@@ -65,6 +66,9 @@ class Dashboard:
                     [f"placement/{name}_per_100" for name in ("migrations", "fallbacks", "out_of_memory")],
                 ],
             },
+            "Metrics of the chapter": {
+                f"{name}: {meaning}": ["Multiline", [f"metrics/{name}$"]] for name, meaning in MEANINGS.items()
+            },
             "Learning": {
                 "entropy": ["Multiline", ["train/entropy$"]],
                 "explained variance": ["Multiline", ["train/explained_variance"]],
@@ -110,6 +114,9 @@ class Dashboard:
         self.logger.record("placement/busiest_link", totals.mean("busiest_link"))
         for name in ("migrations", "fallbacks", "out_of_memory"):
             self.logger.record(f"placement/{name}_per_100", 100.0 * totals.mean(name))
+        for name, value in totals.median_metrics().items():
+            if np.isfinite(value):  # a ratio to nothing has no place on a chart
+                self.logger.record(f"metrics/{name}", value)
         maps = {
             "placements": heat_map(
                 100.0 * totals.placements / max(totals.placements.sum(), 1),
