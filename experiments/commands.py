@@ -14,6 +14,7 @@ from experiments.bench import Bench
 from experiments.compare import Compare
 from experiments.demo import Demo
 from experiments.diagnose import Diagnose
+from experiments.exercises import Exercises
 from experiments.machine import MachineList, MachineShow
 from experiments.roofline import Roofline
 from experiments.train import Train
@@ -43,6 +44,7 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
                 | Annotated[Machine, tyro.conf.subcommand("machine", description="Show machines: presets and files.")]
                 | Annotated[Roofline, tyro.conf.subcommand("roofline")]
                 | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
+                | Annotated[Exercises, tyro.conf.subcommand("exercises")]
                 | Annotated[Bench, tyro.conf.subcommand("bench")],
                 prog="numa-rl",
                 description="Learn where tasks should run and data should live on a NUMA machine.",

@@ -1,0 +1,192 @@
+"""`numa-rl exercises`: the chapter's answers, ours, and the reason wherever they differ."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.chapter import EXERCISES, NUMBER, PERCENT, Exercise, Result
+from experiments.cli import BAD_INPUT, main
+from numa_rl.matmul import (
+    cannon_elements_per_step,
+    most_square_grid,
+    naive_elements_per_node,
+    summa_elements_per_node,
+)
+
+Run = Callable[..., "tuple[int, str, str]"]
+Answers = dict[tuple[int, str], dict[str, Any]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `numa-rl exercises` in an empty folder, on a console of 80 columns; returns code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def exercises(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["numa-rl", "exercises", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code
+        return (code, *capsys.readouterr())
+
+    return exercises
+
+
+@pytest.fixture(scope="module")
+def solved() -> tuple[Exercise, ...]:
+    return tuple(solve() for solve in EXERCISES)
+
+
+@pytest.fixture
+def answers(run: Run) -> Answers:
+    """Every result in the JSON file, by exercise and name."""
+    assert run("--json", "out/answers.json")[0] == 0
+    content = json.loads(Path("out/answers.json").read_text())
+    return {(each["number"], result["name"]): result for each in content["exercises"] for result in each["results"]}
+
+
+# Known answers.
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "ours", "unit", "agrees"),
+    [
+        (1, "mean latency", 18e-9, "s", True),
+        (1, "more than local latency", 0.8, "1", True),
+        (2, "flat ring, chapter", 0.28, "s", True),
+        (2, "flat ring, textbook", 0.14, "s", False),
+        (2, "hierarchical, overlapped", 0.08, "s", True),
+        (2, "hierarchical, in turn", 0.11, "s", False),
+        (2, "gain, overlapped", 3.5, "1", True),
+        (2, "gain, in turn", 0.28 / 0.11, "1", False),
+        (2, "gain over the textbook ring", 1.75, "1", False),
+        (3, "effective bandwidth", 75e9, "B/s", True),
+        (3, "memory efficiency", 0.75, "1", True),
+        (3, "bandwidth, bytes in turn", 60e9, "B/s", False),
+        (4, "Cannon, each step", (480 * 960 + 960 * 720) / 16 * 8, "B", True),
+        (4, "naive over Cannon", 5184 / (1728 + 576), "1", None),
+        (4, "largest difference from A B", 0.0, "1", None),
+    ],
+)
+def test_answers(answers, number, name, ours, unit, agrees):
+    result = answers[number, name]
+    assert result["ours"] == pytest.approx(ours, rel=1e-12)
+    assert (result["unit"], result["agrees"]) == (unit, agrees)
+
+
+def test_the_chapters_answers_are_those_it_prints(answers):
+    printed = {key: result["chapter"] for key, result in answers.items() if key[0] < 4}
+    assert list(printed.values()) == [18e-9, 0.8, 0.28, 0.28, 0.08, 0.08, 3.5, 3.5, 3.5, 75e9, 0.75, 75e9]
+
+
+def test_the_volumes_counted_are_those_of_the_formulas(answers):
+    m, k, n, square, other, size = 480, 960, 720, 16, 8, 8
+    step = cannon_elements_per_step(m, k, n, square) * size
+    assert answers[4, "Cannon, each step"]["ours"] == answers[4, "Cannon, each step"]["chapter"] == step
+    assert answers[4, "Cannon, all steps"]["ours"] == 3 * step
+    assert answers[4, "Cannon, skew"]["ours"] == step
+    assert answers[4, "naive"]["ours"] == naive_elements_per_node(k, n, square) * size
+    summa = summa_elements_per_node(m, k, n, *most_square_grid(other)) * size
+    assert answers[4, "SUMMA, all steps"]["ours"] == summa
+    assert answers[4, "naive over SUMMA"]["ours"] == naive_elements_per_node(k, n, other) * size / summa
+
+
+# Laws.
+
+
+def test_exercises_come_in_the_chapters_order(solved):
+    assert [exercise.number for exercise in solved] == list(range(1, len(solved) + 1))
+
+
+def test_whatever_differs_says_why(solved):
+    results = [result for exercise in solved for result in exercise.results]
+    assert any(result.agrees is False for result in results)
+    assert [result.name for result in results if result.agrees is False and not result.note] == []
+
+
+def test_names_in_an_exercise_are_different(solved):
+    for exercise in solved:
+        assert len({result.name for result in exercise.results}) == len(exercise.results)
+
+
+@pytest.mark.parametrize(("ours", "agrees"), [(0.28, True), (0.28 * (1 + 1e-12), True), (0.2801, False)])
+def test_a_number_agrees_only_if_it_is_the_chapters(ours, agrees):
+    assert Result("ring", NUMBER, ours, max, 0.28).agrees is agrees
+    assert Result("ring", NUMBER, ours, max).agrees is None
+
+
+def test_values_are_shown_in_their_unit():
+    assert PERCENT.text(0.6, 0.3, 0.1) == "60, 30, 10%"
+
+
+# What is printed.
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "mean latency 18 ns 18 ns agrees",
+        "more than local latency +80% +80% agrees",
+        "flat ring, chapter 0.28 s 0.28 s agrees",
+        "flat ring, textbook 0.14 s 0.28 s differs",
+        "hierarchical, overlapped 0.08 s 0.08 s agrees",
+        "hierarchical, in turn 0.11 s 0.08 s differs",
+        "gain, overlapped 3.5x 3.5x agrees",
+        "effective bandwidth 75 GB/s 75 GB/s agrees",
+        "memory efficiency 75% 75% agrees",
+        "Cannon, each step 576 kB 576 kB agrees",
+        "naive 5184 kB - -",
+        "SUMMA, all steps 2074 kB - -",
+    ],
+)
+def test_rows_hold_our_number_the_chapters_and_the_verdict(run, row):
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    assert row in [" ".join(line.split()) for line in out.splitlines()]
+
+
+def test_everything_fits_80_columns(run):
+    _, out, _ = run()
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= 80
+
+
+def test_inputs_notes_and_functions_are_printed(run, solved):
+    out = " ".join(run()[1].split())
+    assert "Given: share of the accesses 60, 30, 10%; latency 10, 25, 45 ns" in out
+    for exercise in solved:
+        assert f"Exercise {exercise.number} {exercise.title}" in out
+        assert all(given.unit.text(*given.values) in out for given in exercise.given)
+        assert all(result.function.__name__ in out for result in exercise.results)
+    assert "MK/P + KN/P" in out
+
+
+def test_the_file_says_inputs_and_functions_too(run):
+    run("--json", "answers.json")
+    first = json.loads(Path("answers.json").read_text())["exercises"][0]
+    assert [item["values"] for item in first["given"]] == [[0.6, 0.3, 0.1], [10e-9, 25e-9, 45e-9]]
+    assert [item["unit"] for item in first["given"]] == ["1", "s"]
+    assert first["results"][0]["function"] == "numa_rl.roofline.mean_latency"
+
+
+@pytest.mark.parametrize("place", ["/proc/x", "file/below.json", "folder"])
+def test_a_file_that_cannot_be_written_is_refused_first(run, place):
+    Path("file").write_text("a file")
+    Path("folder").mkdir()
+    code, out, err = run("--json", place)
+    assert (code, out) == (BAD_INPUT, "")
+    assert err.count("\n") == 1
+    assert f"--json must be a file that can be written, got '{place}'" in err
+
+
+def test_help_explains_the_option(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert "--json" in out
+    assert "Solve the chapter's exercises" in out
