@@ -170,8 +170,8 @@ def test_what_the_tuning_table_lacks_is_said(figures, missing, asked):
         ({"largest_node_share": 0.95}, Gotcha.WRONG_NODE, Severity.SUSPECTED, "ps -L"),
         ({"far_share": 0.5}, Gotcha.DISTANCE_IGNORED, Severity.FOUND, "numactl --hardware"),
         ({"migration_share": 0.06}, Gotcha.EXCESSIVE_MIGRATION, Severity.FOUND, "/proc/sys/kernel/numa_balancing"),
-        ({"cpu_migrations_per_s": 50.0}, Gotcha.UNPINNED_THREADS, Severity.SEVERE, "OMP_PROC_BIND"),
-        ({"cpu_migrations_per_s": 15.0}, Gotcha.UNPINNED_THREADS, Severity.FOUND, "taskset"),
+        ({"cpu_migrations_per_s": 50.0}, Gotcha.UNPINNED_THREADS, Severity.SUSPECTED, "OMP_PROC_BIND"),
+        ({"cpu_migrations_per_s": 15.0}, Gotcha.UNPINNED_THREADS, Severity.SUSPECTED, "taskset"),
         ({"link_utilisation": 0.9}, Gotcha.SATURATED_LINK, Severity.FOUND, "numactl --interleave=all"),
         ({"link_utilisation": 1.2}, Gotcha.SATURATED_LINK, Severity.SEVERE, "unc_upi_rxl_flits"),
     ],
@@ -195,6 +195,7 @@ def test_every_gotcha_is_found(figures, gotcha, severity, command):
         {"controller_imbalance": 2.0, "remote_share": 0.1},
         {"largest_node_share": 1.0, "thread_nodes": 1},  # where its threads are
         {"largest_node_share": 1.0, "num_nodes": 1},
+        {"cpu_migrations_per_s": 1e3, "num_nodes": 1},
         {"falsely_shared_share": 0.0, "hitm_share": 0.5},  # samples know it is true sharing
         {},
     ],

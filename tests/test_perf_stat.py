@@ -185,6 +185,21 @@ def test_remote_share_counts_memory_and_caches_of_other_nodes():
     assert loads in found.provenance["remote_share"]
 
 
+def test_a_count_of_zero_is_a_measurement():
+    counts = {"mem_load_l3_miss_retired.local_dram": 5, "mem_load_l3_miss_retired.remote_dram": 0}
+    assert evidence(counts).remote_share == 0.0
+    assert evidence({"cycles": 5, "cycle_activity.stalls_mem_any": 0}).memory_stall_share == 0.0
+
+
+def test_requests_of_which_only_one_side_was_counted_are_not_mixed_in():
+    counts = {
+        "ocr.demand_data_rd.local_dram": 30,
+        "ocr.demand_data_rd.remote_dram": 10,
+        "ocr.hwpf_l3.remote_dram": 1000,
+    }
+    assert evidence(counts).remote_share == 0.25
+
+
 def test_an_offcore_request_for_everything_stands_for_its_parts():
     answers = ("llc_miss.local_dram", "llc_miss.remote_dram")
     requests = {"demand_data_rd": (10, 90), "pf_l2_data_rd": (10, 10), "all_data_rd": (75, 25)}
@@ -339,6 +354,12 @@ def test_processors_that_count_for_their_socket_come_in_order():
 def test_sockets_that_do_not_fit_the_machine_are_refused():
     counts = [line(1, "unc_m_cas_count.rd", group=f"S{socket}") for socket in range(3)]
     with pytest.raises(ValueError, match=r"as many sockets as the machine 'xeon-8269cy' has, .* got 3: S0, S1, S2"):
+        perf_evidence(read_perf_stat(text(*counts)), XEON, seconds=1.0)
+
+
+def test_counts_of_all_sockets_and_of_each_do_not_mix():
+    counts = [line(1, "unc_m_cas_count.rd", group="S0"), line(1, "unc_m_cas_count.rd")]
+    with pytest.raises(ValueError, match="counts must be of all sockets or of each, got both, and S0"):
         perf_evidence(read_perf_stat(text(*counts)), XEON, seconds=1.0)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from numa_rl.topology import Topology
 from numa_rl.workloads.parameters import require
 
 SHARES = (
@@ -124,4 +125,38 @@ class Evidence:
             **{name: value for name, value in other.measured.items() if name not in self.measured},
             provenance={**other.provenance, **self.provenance},
             notes=(*self.notes, *(note for note in other.notes if note not in self.notes)),
+        )
+
+
+@dataclass
+class Draft:
+    """Evidence in the making: figures, how each was made, and what to know of them."""
+
+    figures: dict[str, float | int | str | None] = field(default_factory=dict)
+    provenance: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, figure: str, value: float, how: str) -> None:
+        """Take in a figure, unless a better source gave it already."""
+        if figure not in self.figures:
+            self.figures[figure] = value
+            self.provenance[figure] = how
+
+    def note(self, text: str) -> None:
+        """Add a note once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def evidence(self, topology: Topology | None) -> Evidence:
+        """All that was found, and what the machine says of itself."""
+        if topology is not None:
+            self.figures["num_nodes"] = topology.num_nodes
+            if topology.hops.max() <= 1:
+                self.add("far_share", 0.0, "no node of the machine is two hops from another")
+        machine = None if topology is None else topology.name
+        return Evidence(
+            **self.figures,  # type: ignore[arg-type]
+            machine=machine,
+            provenance=self.provenance,
+            notes=tuple(self.notes),
         )

@@ -172,17 +172,17 @@ def excessive_migration(evidence: Evidence, limits: Thresholds) -> Finding | Non
 
 
 def unpinned_threads(evidence: Evidence, limits: Thresholds) -> Finding | None:
-    """The scheduler moves threads away from the caches and pages they have filled."""
+    """The scheduler moves threads away from the pages they have filled: suspected, for cores may be of one node."""
     moves = _over("cpu_migrations_per_s", evidence, limits)
-    if moves is None:
+    if moves is None or evidence.num_nodes == 1:
         return None
     commands = (
         "OMP_PROC_BIND=close OMP_PLACES=cores CMD",
         "numactl --cpunodebind=NODE --localalloc CMD",
         "taskset --cpu-list --pid CPUS PID",
     )
-    summary = "Threads move between cores, and leave their caches and first-touched pages behind."
-    return Finding(Gotcha.UNPINNED_THREADS, _severity(moves, limits), (moves,), summary, commands)
+    summary = "Threads move between cores; where these are of other nodes, their first-touched pages stay behind."
+    return Finding(Gotcha.UNPINNED_THREADS, Severity.SUSPECTED, (moves,), summary, commands)
 
 
 def saturated_link(evidence: Evidence, limits: Thresholds) -> Finding | None:
