@@ -260,7 +260,7 @@ def test_the_nodes_of_threads_may_be_given():
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        ("", r"samples must have the columns thread, address, write, and node if known, got \[\]"),
+        ("", "samples must have the columns thread, address, write, and node if known, got ''."),
         ("thread;address;write\n", "samples must have the columns"),
         ("thread,address,write,write\n", "samples must have the columns"),
         ("thread,address,write\n", "samples must have at least one line under the header, got none"),

@@ -17,6 +17,7 @@ from numa_rl.diagnosis.numa_text import (
     read_vmstat,
 )
 from numa_rl.diagnosis.perf_stat import is_comment, read_perf_stat, separator_of
+from numa_rl.diagnosis.quoting import quoted
 from numa_rl.topology import Topology
 
 MOST_BYTES = 64 * 2**20  # of a file: a day of perf in intervals of a second takes a few MiB
@@ -73,10 +74,9 @@ def kind_of(text: str, separator: str | None = None) -> Kind:
         return Kind.VMSTAT
     if separator is not None or separator_of(first):
         return Kind.PERF_STAT
-    shown = repr(first if len(first) <= 80 else f"{first[:77]}...")
     raise ValueError(
         f"must be what one of these prints: {', '.join(kind.value for kind in Kind)} (of perf, the form for machines: "
-        f"-x,); got {shown}."
+        f"-x,); got {quoted(first)}."
     )
 
 

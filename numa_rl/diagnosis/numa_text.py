@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from numa_rl.diagnosis.perf_stat import MOST_COUNT
+from numa_rl.diagnosis.quoting import quoted
 
 MOST_NODES = 1024  # Linux's own limit, MAX_NUMNODES
 MB = 2.0**20  # numastat's
@@ -137,7 +138,7 @@ def _numastat_line(table: _Table, line: str) -> None:
     title = TITLE.fullmatch(line)
     if title:
         if table.what and table.what != title["what"]:
-            raise ValueError(f"must stay a table of {table.what}, got {_show(line)}.")
+            raise ValueError(f"must stay a table of {table.what}, got {quoted(line)}.")
         table.what, table.header = title["what"], []
     elif NODE_HEADER.fullmatch(line) or TOTAL_HEADER.fullmatch(line):
         table.header = [int(number) for number in re.findall(r"node ?(\d+)", line, re.IGNORECASE)]
@@ -155,16 +156,16 @@ def _numastat_row(table: _Table, line: str) -> None:
     # A process's name may hold blanks and numbers: the last columns are the figures.
     values = words[-width:] if 0 < width < len(words) else []
     if not values or not all(FIGURE.fullmatch(value) for value in values):
-        raise ValueError(f"must be a name and {width or 'some'} figures, as numastat prints them, got {_show(line)}.")
+        raise ValueError(f"must be a name and {width or 'some'} figures, as numastat prints them, got {quoted(line)}.")
     name = " ".join(words[:-width])
     if table.what != PROCESS_TITLE and len(words) != width + 1:
-        raise ValueError(f"must have {width} figures, one for each node, got {_show(line)}.")
+        raise ValueError(f"must have {width} figures, one for each node, got {quoted(line)}.")
     name = name if table.what == PROCESS_TITLE else name.lower()
     scale = MB if table.what else 1.0
     for node, value in zip(table.header, values, strict=False):
         figure = float(value)
         if not 0.0 <= figure <= MOST_COUNT:
-            raise ValueError(f"{name} must be in 0..2**64, got {_show(value)}.")
+            raise ValueError(f"{name} must be in 0..2**64, got {quoted(value)}.")
         before = table.rows[name].get(node, 0.0) if table.what == PROCESS_TITLE else 0.0
         table.rows[name][node] = before + figure * scale
 
@@ -184,7 +185,7 @@ def read_numa_maps(text: str) -> NumaMaps:
         match = MAPPING.fullmatch(raw.strip())
         if match is None:
             raise ValueError(
-                f"line {number}: must be an address, a policy and pages by node, got {_show(raw.strip())}."
+                f"line {number}: must be an address, a policy and pages by node, got {quoted(raw.strip())}."
             )
         mappings += 1
         try:
@@ -202,7 +203,7 @@ def _bytes_on_nodes(items: list[str]) -> dict[int, float]:
     """Bytes on each node of a mapping, from what follows its policy."""
     for item in items:
         if COUNTED.fullmatch(item) and not (PAGES.fullmatch(item) or PAGE_SIZE.fullmatch(item)):
-            raise ValueError(f"pages must be counts by node, as N0=12, and kernelpagesize_kB=4, got {_show(item)}.")
+            raise ValueError(f"pages must be counts by node, as N0=12, and kernelpagesize_kB=4, got {quoted(item)}.")
     sizes = [float(size[1]) * 1024.0 for item in items if (size := PAGE_SIZE.fullmatch(item))]
     pages = {int(match[1]): float(match[2]) for item in items if (match := PAGES.fullmatch(item))}
     if pages and max(pages) >= MOST_NODES:
@@ -222,10 +223,10 @@ def read_vmstat(text: str) -> Vmstat:
             continue
         match = NAME_VALUE.fullmatch(raw.strip())
         if match is None:
-            raise ValueError(f"line {number}: must be a name and a count, got {_show(raw.strip())}.")
+            raise ValueError(f"line {number}: must be a name and a count, got {quoted(raw.strip())}.")
         value = float(match["value"])
         if value > MOST_COUNT:
-            raise ValueError(f"line {number}: {match['name']} must be in 0..2**64, got {_show(match['value'])}.")
+            raise ValueError(f"line {number}: {match['name']} must be in 0..2**64, got {quoted(match['value'])}.")
         counts[VMSTAT_NAMES.get(match["name"], match["name"])] = value
     if not any(name.startswith("numa_") for name in counts):
         raise ValueError(f"must hold counts of NUMA, as numa_hit, got {_names(counts)}.")
@@ -249,9 +250,4 @@ def read_node_list(text: str) -> tuple[int, ...]:
 
 
 def _names(names: Iterable[str]) -> str:
-    return _show(", ".join(names))
-
-
-def _show(text: str) -> str:
-    """Text quoted, cut to fit a message."""
-    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+    return quoted(", ".join(names))

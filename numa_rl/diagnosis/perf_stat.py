@@ -13,6 +13,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from numa_rl.diagnosis.quoting import quoted
+
 SEPARATORS = (";", "\t", "|", ",")  # in the order tried: a comma may be part of an event's name
 MISSING = ("<not counted>", "<not supported>")
 SUMMARY = "summary"  # opens the lines that --summary adds to those of intervals
@@ -117,7 +119,7 @@ def read_perf_stat(text: str, separator: str | None = None) -> PerfStat:
             continue
         separator = separator or separator_of(raw)
         if separator is None:
-            raise ValueError(f"line {number}: must be counts as `perf stat -x,` prints them, got {_show(raw)}.")
+            raise ValueError(f"line {number}: must be counts as `perf stat -x,` prints them, got {quoted(raw)}.")
         try:
             line = _line(raw, separator)
             if line is None:
@@ -161,10 +163,10 @@ def _line(raw: str, separator: str) -> Line | None:
     if not any(fields[:3]):
         return None
     if len(fields) < 3:
-        raise ValueError(f"must have at least a count, a unit and an event, got {_show(raw)}.")
+        raise ValueError(f"must have at least a count, a unit and an event, got {quoted(raw)}.")
     value, unit, rest = _value(fields[0]), fields[1], fields[2:]
     if not UNIT.fullmatch(unit):
-        raise ValueError(f"must not have decimal commas (run perf with LC_ALL=C), got {_show(raw)}.")
+        raise ValueError(f"must not have decimal commas (run perf with LC_ALL=C), got {quoted(raw)}.")
     if unit not in UNIT_SCALES:
         raise ValueError(f"unit must be one of {', '.join(filter(None, UNIT_SCALES))}, or none, got {unit!r}.")
     event, running_share = _event(rest, separator, raw)
@@ -178,10 +180,10 @@ def _value(text: str) -> float | None:
     if DECIMAL_COMMA.fullmatch(text):
         raise ValueError(f"count must have a decimal point (run perf with LC_ALL=C), got {text!r}.")
     if not NUMBER.fullmatch(text):
-        raise ValueError(f"count must be a number, {' or '.join(MISSING)}, got {_show(text)}.")
+        raise ValueError(f"count must be a number, {' or '.join(MISSING)}, got {quoted(text)}.")
     value = float(text)
     if not 0.0 <= value <= MOST_COUNT:
-        raise ValueError(f"count must be in 0..2**64, got {_show(text)}.")
+        raise ValueError(f"count must be in 0..2**64, got {quoted(text)}.")
     return value
 
 
@@ -196,16 +198,11 @@ def _event(fields: list[str], separator: str, raw: str) -> tuple[str, float]:
         if len(fields) > 1:  # only very old versions stop at the event
             raise ValueError(
                 "must have the counter's run time, a whole number, and its percentage, as 100.00, after the event "
-                f"(run perf with LC_ALL=C), got {_show(raw)}."
+                f"(run perf with LC_ALL=C), got {quoted(raw)}."
             )
     if end > 1 and fields[end - 1].endswith("%") and PERCENTAGE.fullmatch(fields[end - 1]):
         end -= 1  # variance, with -r
     event = separator.join(fields[:end])
     if not event or not event.isprintable():
-        raise ValueError(f"event must have a name, got {_show(raw)}.")
+        raise ValueError(f"event must have a name, got {quoted(raw)}.")
     return event, share
-
-
-def _show(text: str) -> str:
-    """Text quoted, cut to fit a message."""
-    return repr(text if len(text) <= 80 else f"{text[:77]}...")

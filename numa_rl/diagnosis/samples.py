@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from numa_rl.coherence.samples import Samples
 from numa_rl.coherence.sharing import SharingReport, find_sharing
 from numa_rl.diagnosis.evidence import Evidence
+from numa_rl.diagnosis.quoting import quoted
 from numa_rl.topology import Topology
 
 REQUIRED = ("thread", "address", "write")
@@ -32,7 +33,9 @@ def read_samples(text: str) -> Samples:
     lines = [(number, line.split(",")) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     header = [cell.strip() for cell in lines[0][1]] if lines else []
     if sorted(header) not in (sorted(REQUIRED), sorted((*REQUIRED, NODE))):
-        raise ValueError(f"samples must have the columns {', '.join(REQUIRED)}, and {NODE} if known, got {header}.")
+        raise ValueError(
+            f"samples must have the columns {', '.join(REQUIRED)}, and {NODE} if known, got {quoted(','.join(header))}."
+        )
     columns: dict[str, list[int]] = {name: [] for name in header}
     for number, cells in lines[1:]:
         if len(cells) != len(header):
@@ -49,8 +52,7 @@ def read_samples(text: str) -> Samples:
 def _number(line: int, name: str, cell: str) -> int:
     """A cell's number."""
     if not NUMBER.fullmatch(cell):
-        shown = repr(cell if len(cell) <= 80 else f"{cell[:77]}...")
-        raise ValueError(f"line {line}: {name} must be a whole number >= 0, decimal or with 0x, got {shown}.")
+        raise ValueError(f"line {line}: {name} must be a whole number >= 0, decimal or with 0x, got {quoted(cell)}.")
     return int(cell, 16 if cell[:2].lower() == "0x" else 10)
 
 
