@@ -196,7 +196,7 @@ def test_every_gotcha_is_found(figures, gotcha, severity, command):
         {"largest_node_share": 1.0, "thread_nodes": 1},  # where its threads are
         {"largest_node_share": 1.0, "num_nodes": 1},
         {"cpu_migrations_per_s": 1e3, "num_nodes": 1},
-        {"falsely_shared_share": 0.0, "hitm_share": 0.5},  # samples know it is true sharing
+        {"falsely_shared_share": 0.0, "truly_shared_share": 0.5, "hitm_share": 0.5},  # samples know it is true sharing
         {},
     ],
 )
@@ -244,7 +244,13 @@ def test_threads_that_write_the_same_bytes_or_other_lines_do_not(text):
     found = samples_evidence(text, XEON)
     assert found.falsely_shared_share == 0.0
     assert found.falsely_shared_lines == 0
-    assert find_gotchas(found.join(Evidence(hitm_share=0.5))) == []
+
+
+def test_true_sharing_in_the_samples_explains_what_counters_see_and_silence_does_not():
+    counted = Evidence(hitm_share=0.5)
+    assert find_gotchas(samples_evidence(TRUE, XEON).join(counted)) == []
+    (finding,) = find_gotchas(samples_evidence(APART, XEON).join(counted))
+    assert (finding.gotcha, finding.severity) == (Gotcha.FALSE_SHARING, Severity.SUSPECTED)
 
 
 def test_the_nodes_of_threads_may_be_given():

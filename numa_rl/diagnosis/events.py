@@ -245,6 +245,7 @@ def known_events() -> list[str]:
 # What the answers "measure this" name.
 STALL_EVENTS = "cycles,cycle_activity.stalls_mem_any,cycle_activity.stalls_l3_miss"
 REMOTE_EVENTS = ",".join(_loads(LOADS[:1]))
+REMOTE_EVENTS_AMD = ",".join(f"{FILLS[0]}.{where}" for where in ("mem_io_local", "mem_io_remote"))
 CONTROLLER_EVENTS = "unc_m_cas_count.rd,unc_m_cas_count.wr"
 LINK_EVENTS = "unc_upi_rxl_flits.all_data"
 FLOP_EVENTS = ",".join(f"fp_arith_inst_retired.{name}" for name in LANES)

@@ -20,6 +20,7 @@ SHARES = (
     "hitm_share",
     "coherence_share",
     "falsely_shared_share",
+    "truly_shared_share",
     "misplaced_share",
     "largest_node_share",
     "far_share",
@@ -52,6 +53,7 @@ class Evidence:
         hitm_share: share of the loads missing the local caches that found the line modified in another node's cache.
         coherence_share: O_coherence, time spent on coherence over all time [1].
         falsely_shared_share: share of the sampled accesses' waiting time that false sharing takes.
+        truly_shared_share: share of that time that true sharing takes: lines of which others use the same bytes.
         falsely_shared_lines: how many such lines the samples show.
         misplaced_share: share of the pages (or bytes) that lie on another node than the one that uses them most.
         largest_node_share: share of a process's pages on the node that holds most of them.
@@ -83,6 +85,7 @@ class Evidence:
     hitm_share: float | None = None
     coherence_share: float | None = None
     falsely_shared_share: float | None = None
+    truly_shared_share: float | None = None
     falsely_shared_lines: int | None = None
     misplaced_share: float | None = None
     largest_node_share: float | None = None

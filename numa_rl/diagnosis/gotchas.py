@@ -94,8 +94,8 @@ def false_sharing(evidence: Evidence, limits: Thresholds) -> Finding | None:
         lines = "lines" if evidence.falsely_shared_lines is None else _count(evidence.falsely_shared_lines, "line")
         summary = f"Threads take {lines} from each other though they touch different bytes."
         return Finding(Gotcha.FALSE_SHARING, _severity(sampled, limits), (sampled,), summary, commands)
-    if evidence.falsely_shared_share is not None:
-        return None  # samples know better than counters
+    if (evidence.truly_shared_share or 0.0) > limits.falsely_shared_share:
+        return None  # the samples show what the counters see, and it is true sharing
     numbers = [number for name in ("coherence_share", "hitm_share") if (number := _over(name, evidence, limits))]
     if not numbers:
         return None

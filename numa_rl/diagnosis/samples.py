@@ -76,16 +76,26 @@ def sharing_evidence(report: SharingReport, machine: str) -> Evidence:
         return Evidence(machine=machine)
     how = "replay of the samples through caches that hold everything"
     return Evidence(
-        falsely_shared_share=report.false_s / report.total_s,
+        falsely_shared_share=_share(report.false_s, report.total_s),
+        truly_shared_share=_share(report.coherence_s - report.false_s, report.total_s),
         falsely_shared_lines=len(report.false_sharing),
         machine=machine,
-        provenance={"falsely_shared_share": f"{how}: wait for false sharing / wait", "falsely_shared_lines": how},
+        provenance={
+            "falsely_shared_share": f"{how}: wait for false sharing / wait",
+            "truly_shared_share": f"{how}: wait for true sharing / wait",
+            "falsely_shared_lines": how,
+        },
         notes=tuple(
             f"Line {line.address:#x} is shared falsely by threads {', '.join(map(str, line.threads))}: "
             f"{line.false_share:.0%} of its coherence time."
             for line in report.false_sharing[:MOST_LINES]
         ),
     )
+
+
+def _share(part_s: float, total_s: float) -> float:
+    """A part of the time, which rounding may put a little outside of it."""
+    return min(max(part_s / total_s, 0.0), 1.0)
 
 
 def samples_evidence(text: str, topology: Topology) -> Evidence:

@@ -25,6 +25,7 @@ from numa_rl.diagnosis.events import (
     FLOP_EVENTS,
     LINK_EVENTS,
     REMOTE_EVENTS,
+    REMOTE_EVENTS_AMD,
     STALL_EVENTS,
     perf_stat,
 )
@@ -32,6 +33,7 @@ from numa_rl.diagnosis.evidence import Evidence
 from numa_rl.roofline import HIGH_LOCALITY, Tuning, tuning
 from numa_rl.workloads.parameters import require
 
+MEASURE_REMOTE = (perf_stat(REMOTE_EVENTS), f"{perf_stat(REMOTE_EVENTS_AMD)}  # on AMD")
 MOST_REMOTE = round(1.0 - HIGH_LOCALITY, 12)  # 0.2 and not a bit less, so that tree and tuning table agree on it
 
 
@@ -207,7 +209,7 @@ def many_remote_accesses(evidence: Evidence, limits: Thresholds) -> Step:
     """Does another node answer more of them than a well-placed program leaves?"""
     question = "Are many accesses remote?"
     step = _decide(question, "remote_share", evidence, limits)
-    return step or Step(question, measure=(perf_stat(REMOTE_EVENTS),))
+    return step or Step(question, measure=MEASURE_REMOTE)
 
 
 def bandwidth_saturated(evidence: Evidence, limits: Thresholds) -> Step:
@@ -247,7 +249,7 @@ def _tuning(evidence: Evidence) -> tuple[Tuning | None, tuple[str, ...], tuple[s
         measure.append(perf_stat(f"{CONTROLLER_EVENTS},{FLOP_EVENTS}", per_socket=True))
     if evidence.remote_share is None:
         missing.append("locality (local and remote accesses)")
-        measure.append(perf_stat(REMOTE_EVENTS))
+        measure += MEASURE_REMOTE
     if evidence.intensity is None or evidence.remote_share is None:
         return None, tuple(missing), tuple(measure)
     return tuning(evidence.intensity, 1.0 - evidence.remote_share), (), ()
