@@ -5,6 +5,7 @@ import pytest
 
 from envs.reward import RewardWeights
 from experiments.scenario import Split, load_scenario, scenario_names
+from numa_rl.workloads.collective import AllReduce
 from numa_rl.workloads.llm_serving import LLMServing
 from numa_rl.workloads.synthetic import SyntheticStream
 
@@ -41,7 +42,7 @@ def test_a_file_becomes_a_scenario(tmp_path):
 
 
 def test_the_project_has_its_scenarios():
-    assert {"llm-r815", "stream-cube", "stream-xeon"} <= set(scenario_names())
+    assert {"allreduce-cube", "llm-r815", "stream-cube", "stream-xeon"} <= set(scenario_names())
 
 
 @pytest.mark.parametrize("name", scenario_names())
@@ -54,7 +55,7 @@ def test_shipped_scenarios_load_and_fit_their_machine(name):
     assert max(largest) < scenario.topology.memory_bytes.min()
 
 
-@pytest.mark.parametrize("name", ["llm-r815", "stream-cube", "stream-xeon"])
+@pytest.mark.parametrize("name", ["allreduce-cube", "llm-r815", "stream-cube", "stream-xeon"])
 def test_reference_is_the_mean_idle_service_time(name):
     scenario = load_scenario(name)
     machine, workload = scenario.topology, scenario.episodes(Split.TRAIN, 128)
@@ -66,6 +67,7 @@ def test_reference_is_the_mean_idle_service_time(name):
 
 
 def test_defaults_of_the_families_are_those_of_the_shipped_scenarios():
+    assert load_scenario("allreduce-cube").family == AllReduce()
     assert load_scenario("llm-r815").family == LLMServing()
     assert load_scenario("stream-cube").family == SyntheticStream()
 
@@ -143,7 +145,7 @@ def test_a_trace_is_found_beside_the_scenario_and_hashed_by_contents(tmp_path):
         ('machine = "chapter-2-socket"', "machine = 2", "scenario: machine must be of type string, got 2"),
         ("chapter-2-socket", "chapter-3-socket", "machine: machine must be one of chapter-2-socket"),
         ("machine =", "engine =", "unknown key 'engine'; known: description, machine, workload, reward, simulation"),
-        ('family = "synthetic"', "", "[workload]: family must be one of synthetic, llm-serving, got None"),
+        ('family = "synthetic"', "", "[workload]: family must be one of synthetic, llm-serving, all-reduce, got None"),
         ('"synthetic"', '"batch"', "[workload]: unknown workload family 'batch'; known: synthetic, llm-serving"),
         ("burstiness = 2", "burstyness = 2", "[workload]: synthetic: unknown key 'burstyness'; known: num_tasks,"),
         ("burstiness = 2", "burstiness = 0.5", "[workload]: synthetic: burstiness must be >= 1, got 0.5"),
@@ -168,7 +170,9 @@ def test_errors_name_file_key_rule_and_value(tmp_path, old, new, message):
 
 
 def test_an_unknown_scenario_lists_the_known():
-    with pytest.raises(ValueError, match=r"scenario must be one of llm-r815, .*TOML file, got 'nowhere'"):
+    with pytest.raises(
+        ValueError, match=r"scenario must be one of allreduce-cube, llm-r815, .*TOML file, got 'nowhere'"
+    ):
         load_scenario("nowhere")
 
 

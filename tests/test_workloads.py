@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numa_rl.workloads.catalog import family_names, make_family
+from numa_rl.workloads.collective import ALGORITHMS, AllReduce
 from numa_rl.workloads.llm_serving import LLMServing, _geometric
 from numa_rl.workloads.processes import drift_steps, interarrival_s, lognormal, zipf_rank
 from numa_rl.workloads.synthetic import SyntheticStream
@@ -36,7 +37,8 @@ SMALL_SERVING = LLMServing(
     median_generated_tokens=40.0,
     received_context_share=0.5,
 )
-FAMILIES = pytest.mark.parametrize("family", [SMALL_STREAM, SMALL_SERVING], ids=["synthetic", "llm-serving"])
+SMALL_ALL_REDUCE = AllReduce(num_ranks=4, num_steps=2)
+FAMILIES = pytest.mark.parametrize("family", [SMALL_STREAM, SMALL_SERVING, SMALL_ALL_REDUCE], ids=family_names())
 AZURE = Path(__file__).parents[2] / "shared/data/traces/AzureLLMInferenceTrace_conv_2023.csv"
 
 
@@ -174,6 +176,13 @@ def test_stream_objects_live_from_creation_to_their_end(family, seed):
 @given(family=llm_servings(), seed=st.integers(0, 2**32))
 def test_serving_objects_live_from_creation_to_their_end(family, seed):
     check_laws(family.generate(np.random.default_rng(seed), 2), most_alive=family.num_tasks)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_all_reduce_objects_live_from_creation_to_their_end(algorithm):
+    family = AllReduce(algorithm, num_ranks=6, group_ranks=3, num_steps=2)
+    most_alive = 6 + 6 * family.schedule.num_chunks  # replicas, and the gradients of one step
+    check_laws(family.generate(np.random.default_rng(0), 2), most_alive)
 
 
 @FAMILIES
@@ -523,8 +532,11 @@ def test_the_azure_trace_drives_serving():
 
 
 def test_families_have_names():
-    assert family_names() == ["synthetic", "llm-serving"]
+    assert family_names() == ["synthetic", "llm-serving", "all-reduce"]
     assert make_family("synthetic", num_tasks=7) == SyntheticStream(num_tasks=7)
+    assert make_family("all-reduce", algorithm="hierarchical", mean_gap_s=1) == AllReduce(
+        "hierarchical", mean_gap_s=1.0
+    )
     assert make_family("llm-serving", batch_reuse=2) == LLMServing(batch_reuse=2.0)  # whole numbers serve as floats
 
 
@@ -544,6 +556,12 @@ def test_families_have_names():
         ("synthetic", {"inputs_per_task": -1}, "synthetic: inputs_per_task must be >= 0, got -1"),
         ("synthetic", {"write_fraction": 1.5}, "synthetic: write_fraction must be in [0, 1], got 1.5"),
         ("synthetic", {"object_lifetime_tasks": 47.0}, "object_lifetime_tasks must be >= num_objects (48)"),
+        ("all-reduce", {"num_ranks": 2.0}, "all-reduce: num_ranks must be of type integer, got 2.0"),
+        (
+            "all-reduce",
+            {"algorithm": "tree"},
+            "all-reduce: algorithm must be one of ring, hierarchical, halving-doubling",
+        ),
         ("llm-serving", {"trace": 5}, "llm-serving: trace must be of type string, got 5"),
         ("llm-serving", {"trace": "nowhere.csv"}, "nowhere.csv: trace must be a readable file"),
         ("llm-serving", {"requests_per_s": -1.0}, "llm-serving: requests_per_s must be > 0, got -1.0"),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from numa_rl.workloads.collective import AllReduce
 from numa_rl.workloads.llm_serving import LLMServing
 from numa_rl.workloads.parameters import build
 from numa_rl.workloads.synthetic import SyntheticStream
 from numa_rl.workloads.workload import WorkloadFamily
 
-FAMILIES: dict[str, type[SyntheticStream] | type[LLMServing]] = {
+FAMILIES: dict[str, type[SyntheticStream] | type[LLMServing] | type[AllReduce]] = {
     "synthetic": SyntheticStream,
     "llm-serving": LLMServing,
+    "all-reduce": AllReduce,
 }
 
 
