@@ -188,6 +188,7 @@ class Reference:
             stages = [chunk * split, chunk * transfer + latency, chunk * merge]
             return sum(stages) + (size - chunk) / chunk * max(stages)
 
+        size = max(size, 1.0)
         largest = min(size, most)
         ends, excess = split + merge, max(split, merge) - transfer
         candidates = [largest]

@@ -17,7 +17,7 @@ from numa_rl.communication.transfers import best_chunk_bytes, pipelined_s
 from numa_rl.machines.builders import eight_socket_cube
 from numa_rl.simulator.simulator import Simulator
 from numa_rl.simulator.state import EXCLUSIVE, MODIFIED, Outcome, allocate_state, compile_machines
-from numa_rl.simulator.streams import read_time
+from numa_rl.simulator.streams import migration_time, read_time
 from numa_rl.topology import LoadedLatency, Topology
 from numa_rl.workloads.workload import NEVER, Workload
 
@@ -208,16 +208,23 @@ def test_migrated_bytes_are_remote_and_pass_both_memories():
     num_bytes=st.floats(1.0, 1e10),
     s_per_byte=st.floats(1e-12, 1e-6),
     split_share=st.floats(0.0, 1.0),
+    merge_share=st.floats(0.0, 4.0),
     latency_s=st.floats(1e-9, 1e-2),
     most_bytes=st.floats(64.0, 1e9),
 )
-def test_a_read_is_the_pipeline_of_the_best_chunks(num_bytes, s_per_byte, split_share, latency_s, most_bytes):
-    stages = (split_share * s_per_byte, s_per_byte, 0.0)
+def test_reads_and_moves_are_pipelines_of_the_best_chunks(
+    num_bytes, s_per_byte, split_share, merge_share, latency_s, most_bytes
+):
+    stages = (split_share * s_per_byte, s_per_byte, merge_share * s_per_byte)
+    assume(num_bytes * latency_s >= stages[0] + stages[2])  # else a chunk would be less than a byte
+    assume(latency_s >= stages[2] - s_per_byte)
     chunk = best_chunk_bytes(num_bytes, *stages, latency_s, most_bytes)
-    expected = pipelined_s(num_bytes, chunk, *stages, latency_s)
-    got = read_time.py_func(num_bytes, s_per_byte, stages[0], latency_s, most_bytes)
-    assume(split_share == 0.0 or num_bytes * latency_s >= stages[0])  # else a chunk would be less than a byte
-    assert got == pytest.approx(expected, rel=1e-9)
+    moved = migration_time.py_func(num_bytes, *stages, latency_s, most_bytes, 0.0)
+    assert moved == pytest.approx(pipelined_s(num_bytes, chunk, *stages, latency_s), rel=1e-5)
+    stages = (*stages[:2], 0.0)
+    chunk = best_chunk_bytes(num_bytes, *stages, latency_s, most_bytes)
+    read = read_time.py_func(num_bytes, s_per_byte, stages[0], latency_s, most_bytes)
+    assert read == pytest.approx(pipelined_s(num_bytes, chunk, *stages, latency_s), rel=1e-5)
 
 
 # Cached lines: an access leaves them at its node, and asking that node's cache takes time. 20 bytes in flight.

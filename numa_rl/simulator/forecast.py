@@ -155,7 +155,7 @@ def forecast(
                 reading_price[n] += read * (price[y] + price_in[i])
 
     fits = True
-    page_s = page_time(state.objects[b, obj].bytes, machines.page_bytes[m], machines.page_move_s[m])
+    page_s = np.float32(page_time(state.objects[b, obj].bytes, machines.page_bytes[m], machines.page_move_s[m]))
     moving, moving_price = resources[5], resources[6]
     for d in range(nodes):
         migration[d] = moving[d] = moving_price[d] = ZERO
@@ -167,16 +167,8 @@ def forecast(
                 pair_s_per_byte[i], controller[home], inward[i], outward[i], ZERO, loaded[i], outstanding
             )
             half_cache = HALF * machines.llc_bytes[m, target]
-            seconds = np.float32(
-                migration_time(
-                    state.objects[b, obj].bytes,
-                    controller[home],
-                    s_per_byte,
-                    controller[target],
-                    loaded[i],
-                    half_cache,
-                    page_s,
-                )
+            seconds = migration_time(
+                old_size, controller[home], s_per_byte, controller[target], loaded[i], half_cache, page_s
             )
             migration[d] = seconds * per_reference
             moving[d] = alpha * seconds

@@ -13,7 +13,6 @@ import math
 
 import numpy as np
 
-from numa_rl.communication.transfers import best_chunk_bytes, pipelined_s
 from numa_rl.compilation import compiled
 
 ONE = np.float32(1.0)
@@ -137,9 +136,17 @@ def page_time(num_bytes, page_bytes, page_move_s):
 
 @compiled
 def migration_time(num_bytes, split_s_per_byte, s_per_byte, merge_s_per_byte, latency_s, most_bytes, page_s):
-    """Seconds to move an object: read there, transferred and written here in the best chunks [1], and page work."""
-    chunk = best_chunk_bytes(num_bytes, split_s_per_byte, s_per_byte, merge_s_per_byte, latency_s, most_bytes)
-    return pipelined_s(num_bytes, chunk, split_s_per_byte, s_per_byte, merge_s_per_byte, latency_s) + page_s
+    """Seconds to move an object: read there, transferred and written here in the best chunks [1], and page work.
+
+    This is `pipelined_s` with `best_chunk_bytes`, written out: with c = 1 / x the best chunk, T = S b + S L x +
+    (a + m) / x. An empty object counts as one byte.
+    """
+    size = max(num_bytes, ONE)
+    startup = size * latency_s
+    ends = split_s_per_byte + merge_s_per_byte
+    excess = max(split_s_per_byte, merge_s_per_byte) - s_per_byte
+    inverse = max(max(np.sqrt(ends / startup), excess / latency_s), ONE / min(size, most_bytes))
+    return size * s_per_byte + startup * inverse + ends / inverse + page_s
 
 
 @compiled
@@ -151,4 +158,4 @@ def migrate(machines, state, b, source, target, num_bytes, window_s):
     writing = controller_s_per_byte(machines, state, b, target, window_s)
     page_s = page_time(num_bytes, machines.page_bytes[m], machines.page_move_s[m])
     half_cache = HALF * machines.llc_bytes[m, target]
-    return migration_time(num_bytes, reading, s_per_byte, writing, latency, half_cache, page_s)
+    return migration_time(np.float32(num_bytes), reading, s_per_byte, writing, latency, half_cache, np.float32(page_s))
