@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# Every page anew, for what an earlier build has warned of is not said again; a warning is an error.
+SPHINX := $(BIN)/sphinx-build -W --keep-going -E -q docs docs/_build/html
 
-.PHONY: setup demo test bench clean
+.PHONY: setup demo test bench docs clean
 
 setup: $(READY)
 
@@ -21,10 +23,15 @@ test: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(SPHINX)
 	$(BIN)/pytest
 
 bench: $(READY)
 	@$(BIN)/numa-rl bench
 
+docs: $(READY)
+	@$(SPHINX)
+	@echo "docs/_build/html/index.html"
+
 clean:
-	rm -rf .venv results runs
+	rm -rf .venv results runs docs/_build
