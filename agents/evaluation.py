@@ -5,6 +5,7 @@ Dimension key: R rows = machine x episode, T tasks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -16,6 +17,7 @@ from envs.observation import ObservationKind, Observer
 from envs.world import World
 from numa_rl.metrics import MEANINGS, run_metrics
 from numa_rl.simulator.simulator import Simulator
+from numa_rl.simulator.state import Outcome
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -122,6 +124,24 @@ def evaluate(
     return EpisodeResults(**arrays, metrics=metrics)
 
 
+def decisions(scheduler: Scheduler, simulator: Simulator, observer: Observer) -> Iterator[Outcome]:
+    """Play what the simulator was reset to, to its end and deterministically.
+
+    Args:
+        scheduler: who decides.
+        simulator: where; all its rows are at the first task of their episode.
+        observer: what the scheduler sees of it.
+
+    Yields:
+        What each decision led to, in buffers that the next one overwrites.
+    """
+    state, start = None, np.ones(simulator.num_rows, bool)
+    for _ in range(simulator.workload.num_tasks):
+        actions, state = scheduler.predict(observer.observe(), state=state, episode_start=start, deterministic=True)
+        start = np.zeros(simulator.num_rows, bool)
+        yield simulator.step(actions)
+
+
 def _play(scheduler: Scheduler, world: World, machine: I64, episode: I64, num_threads: int) -> EpisodeResults:
     """Play one batch: row i plays `episode[i]` on `machine[i]`."""
     rows, num_tasks = len(episode), world.workload.num_tasks
@@ -132,11 +152,7 @@ def _play(scheduler: Scheduler, world: World, machine: I64, episode: I64, num_th
     cost, exec_s, comm_s, imbalance, local_bytes, remote_bytes = np.zeros((6, rows))
     migrations, fallbacks, out_of_memory = np.zeros((3, rows), np.int64)
     response_s = np.empty((rows, num_tasks))
-    state, start = None, np.ones(rows, bool)
-    for task in range(num_tasks):
-        actions, state = scheduler.predict(observer.observe(), state=state, episode_start=start, deterministic=True)
-        start = np.zeros(rows, bool)
-        outcome = simulator.step(actions)
+    for task, outcome in enumerate(decisions(scheduler, simulator, observer)):
         cost += world.weights.cost(outcome)
         exec_s += outcome.exec_s
         comm_s += outcome.comm_s
@@ -150,7 +166,7 @@ def _play(scheduler: Scheduler, world: World, machine: I64, episode: I64, num_th
 
     moved = local_bytes + remote_bytes
     arrival_s = world.workload.arrival_s[episode]
-    last_s = np.maximum(arrival_s[:, -1], simulator.state.totals["last_finish_s"])
+    last_s = np.maximum(arrival_s[:, -1], simulator.totals["last_finish_s"])
     per_reference = 1.0 / (num_tasks * world.weights.reference_s)
     return EpisodeResults(
         machine=machine,

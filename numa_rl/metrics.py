@@ -215,8 +215,8 @@ def _capacity(bytes_per_s: Any, seconds: Any) -> FloatArray:
 def run_counters(simulator: Simulator, rows: npt.ArrayLike | None = None) -> Counters:
     """What the episodes being played on one machine have counted so far.
 
-    A run begins with the episode and ends when its last task does. What it would take on one node, the best one of
-    the machine, is the longest of: its arrivals; its tasks with all data local, spread over that node's cores; and
+    A run begins with the episode and ends when its last task does. What it would take on one node, with the best
+    figures of any, is the longest of: its arrivals; its tasks with all data local, spread over that node's cores; and
     their bytes through that node's controller. This is less than any schedule there could do, so E is never
     flattered; and a stream that offers less than N nodes can do keeps E below 1 however well it is placed.
     S_MC and U_link may exceed 1 for a moment's overload: the model settles a stream's speed when it starts.
@@ -233,30 +233,57 @@ def run_counters(simulator: Simulator, rows: npt.ArrayLike | None = None) -> Cou
     if len(machine) != 1:
         raise ValueError(f"rows must be on one machine, got machines {machine.tolist()}.")
     topology = simulator.topologies[machine[0]]
-    n, width = topology.num_nodes, simulator.num_nodes
-    pair_bytes = state.pair_bytes[index].reshape(-1, width, width, 2)[:, :n, :n].astype(np.float64)
-    totals = state.totals[index]
+    moved = pair_bytes(simulator, index)
+    totals = simulator.totals[index]
     arrival_s = simulator.workload.arrival_s[state.episode[index]]
     last_s = np.take_along_axis(arrival_s, np.maximum(state.task[index] - 1, 0)[:, None], axis=1)[:, 0]
-    local_s = totals["alone_s"] / topology.cores.max()
-    memory_s = totals["bytes"] / topology.memory_bandwidth_bytes_per_s.max()
-    communication_s = totals["inputs_s"] + totals["migration_s"] + totals["coherence_s"]
     return Counters(
         elapsed_s=np.maximum(totals["last_finish_s"], last_s) - arrival_s[:, 0],
         local=totals["local_bytes"],
         remote=totals["remote_bytes"],
-        link_bytes=link_bytes(topology, pair_bytes),
+        link_bytes=link_bytes(topology, moved),
         link_bytes_per_s=topology.link_bandwidth_bytes_per_s,
-        controller_bytes=pair_bytes.sum(axis=(1, 3)),
+        controller_bytes=moved.sum(axis=(1, 3)),
         controller_bytes_per_s=topology.memory_bandwidth_bytes_per_s,
-        imbalance=totals["imbalance"] / np.maximum(totals["decisions"], 1.0),
+        imbalance=totals["imbalance"] / np.maximum(state.task[index], 1),
         migrations=totals["migrations"],
         compute_s=totals["compute_s"],
-        communication_s=communication_s,
+        communication_s=totals["communication_s"],
         coherence_s=totals["coherence_s"],
-        one_node_s=np.maximum.reduce([last_s - arrival_s[:, 0], local_s, memory_s]),
+        one_node_s=np.maximum(last_s - arrival_s[:, 0], _work_s(simulator, topology, index)),
         num_nodes=int((topology.cores > 0).sum()),
     )
+
+
+def _work_s(simulator: Simulator, topology: Topology, rows: npt.NDArray[np.int64]) -> FloatArray:
+    """Least time in which one node could do the tasks decided so far, shape (R,)."""
+    workload, episode = simulator.workload, simulator.state.episode[rows]
+    decided = np.arange(workload.num_tasks) < simulator.state.task[rows, None]
+    own, read = workload.bytes[episode].astype(np.float64), workload.input_bytes[episode].sum(axis=2, dtype=np.float64)
+    s_per_byte = np.maximum.reduce(
+        [
+            1.0 / topology.bandwidth_bytes_per_s.diagonal(),
+            1.0 / topology.memory_bandwidth_bytes_per_s,
+            topology.latency_s.diagonal() / topology.outstanding_bytes,
+        ]
+    ).min()
+    alone_s = np.maximum(workload.flops[episode] / topology.flops_per_s.max(), own * s_per_byte) + read * s_per_byte
+    cores_s = (alone_s * decided).sum(axis=1) / topology.cores.max()
+    memory_s = ((own + read) * decided).sum(axis=1) / topology.memory_bandwidth_bytes_per_s.max()
+    return np.asarray(np.maximum(cores_s, memory_s), np.float64)
+
+
+def pair_bytes(simulator: Simulator, rows: npt.ArrayLike | None = None) -> FloatArray:
+    """Bytes read, then written, so far between each initiator and target, shape (R, N, N, 2).
+
+    Args:
+        simulator: where the runs are.
+        rows: which of its rows, all on the same machine; all by default.
+    """
+    index = np.arange(simulator.num_rows) if rows is None else np.asarray(rows, np.int64)
+    n, width = simulator.topologies[simulator.state.machine[index[0]]].num_nodes, simulator.num_nodes
+    counted = simulator.state.pair_bytes[index].reshape(-1, width, width, 2)[:, :n, :n]
+    return counted.astype(np.float64)
 
 
 def link_bytes(topology: Topology, pair_bytes: FloatArray) -> FloatArray:

@@ -262,11 +262,10 @@ class Reference:
             seconds += lines * mixed * self.loaded_latency_s(node, peer) / self.topology.outstanding_bytes
         return seconds
 
-    def touch(self, node: int, thing: Thing, num_bytes: float, writes: float) -> None:
-        """`node` has touched an object: its cache now answers for the lines."""
+    def touch(self, node: int, thing: Thing, num_bytes: float, writes: float, cached: bool) -> None:
+        """`node` has touched an object, of which its holder still had some or not: its cache now answers for it."""
         if num_bytes == 0.0:
             return
-        cached = self.still_cached(thing) > 0.0
         if writes > 0.0:
             thing.state = LineState.M
         elif not cached:
@@ -349,8 +348,9 @@ class Reference:
         thing.node, thing.size = target, size
         if migrated:
             thing.holder = None
-        for accessed, amount, writes in self.accesses():
-            self.touch(node, accessed, amount, writes)
+        accesses = [(*access, self.still_cached(access[0]) > 0.0) for access in self.accesses()]
+        for accessed, amount, writes, cached in accesses:
+            self.touch(node, accessed, amount, writes, cached)
         if home is None or migrated or write_fraction > 0.0:
             thing.ready_s = finish
         return decision

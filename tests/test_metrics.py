@@ -147,10 +147,10 @@ def test_a_run_by_hand():
     assert found["S_MC"] == pytest.approx(300 / elapsed_s / 100)
     assert found["B_load"] == pytest.approx(1 - (1.0 + 1.0 + 1.0) / 3)  # one of two nodes is busy at each decision
     assert found["F_migrate"] == 0.0
-    coherence_s = simulator.outcome.coherence_s[0] + simulator.state.totals["coherence_s"][0]
+    coherence_s = simulator.totals["coherence_s"][0]
     assert found["O_coherence"] == pytest.approx(coherence_s / (4.0 + coherence_s))
     assert found["rho"] == pytest.approx(4.0 / coherence_s)  # there are no inputs
-    assert found["E"] == pytest.approx(3.0 / elapsed_s / 2)  # arrivals 3 s, work 3 s, bytes 3 s
+    assert found["E"] == pytest.approx(3.0 / elapsed_s / 2)  # arrivals, work and bytes take 3 s each
     assert found["eta_mem"] == pytest.approx(300 / elapsed_s / 200)
 
 
@@ -177,6 +177,23 @@ def test_a_runs_counters_agree_with_what_its_steps_said(play):
         bounded = values[np.isfinite(values)]
         assert (bounded >= (-INF if name == "B_load" else 0.0)).all(), name
         assert (bounded <= (1.0 if name in ("B_load", "O_coherence") else INF)).all(), name
+
+
+def test_one_node_would_take_its_arrivals_its_work_or_its_bytes_whichever_is_longest():
+    busy = Task(num_bytes=1000.0, flops=100.0)
+    second = Task(obj=1, arrival_s=2.0, num_bytes=200.0, flops=5000.0, reads=((0, 40.0),))
+
+    def one_node_s(*tasks: Task, cores: int) -> float:
+        simulator = Simulator(toy_machine(cores=[cores, 1]), toy_workload(tasks), 1, window_s=1e-3)
+        simulator.reset(0)
+        for _ in range(2):
+            simulator.step(np.array([[0, 1]]))
+        return float(run_counters(simulator).one_node_s[0])
+
+    assert one_node_s(busy, second, Task(arrival_s=100.0), cores=1) == pytest.approx(10.0 + 50.0 + 0.4)
+    assert one_node_s(busy, second, Task(arrival_s=100.0), cores=4) == pytest.approx(60.4 / 4)
+    assert one_node_s(busy, second, Task(arrival_s=100.0), cores=8) == pytest.approx(1240 / 100)
+    assert one_node_s(busy, Task(obj=1, arrival_s=90.0), cores=8) == 90.0
 
 
 def test_reads_cross_links_toward_the_initiator_and_writes_away():

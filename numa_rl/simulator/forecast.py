@@ -74,7 +74,7 @@ def weigh_routes(machines, state, b, window_s, routes, resources):
 @compiled
 def weigh_lines(machines, state, b, obj, num_bytes, write_fraction, loaded, reading):
     """Add to `reading` what the lines of an object that are cached somewhere cost each node that accesses them."""
-    lines = cached_lines(machines, state, b, obj, num_bytes)
+    lines = min(cached_lines(machines, state, b, obj), num_bytes)
     if lines > ZERO:
         another, itself = line_ratios(machines, state, b, obj, write_fraction)
         width = machines.cores.shape[1]

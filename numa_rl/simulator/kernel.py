@@ -22,8 +22,8 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from numa_rl.compilation import compiled
-from numa_rl.simulator.lines import cache_lines, coherence_time
-from numa_rl.simulator.state import EXCLUSIVE, OBJECT
+from numa_rl.simulator.lines import ask_holder, cache_lines
+from numa_rl.simulator.state import EXCLUSIVE, OBJECT, Total
 from numa_rl.simulator.streams import (
     HALF,
     ONE,
@@ -31,10 +31,15 @@ from numa_rl.simulator.streams import (
     controller_s_per_byte,
     migrate,
     read_time,
-    stream_s_per_byte,
     transfer_cost,
 )
 
+# numba reads module constants, not class attributes.
+COMPUTE_S, COMMUNICATION_S, MIGRATION_S, COHERENCE_S = map(
+    int, (Total.COMPUTE_S, Total.COMMUNICATION_S, Total.MIGRATION_S, Total.COHERENCE_S)
+)
+LOCAL_BYTES, REMOTE_BYTES, IMBALANCE = map(int, (Total.LOCAL_BYTES, Total.REMOTE_BYTES, Total.IMBALANCE))
+MIGRATIONS, DROPPED, LAST_FINISH_S = map(int, (Total.MIGRATIONS, Total.DROPPED, Total.LAST_FINISH_S))
 OBJECT_BYTES = OBJECT.itemsize
 AHEAD = 3  # rows between asking for an object's cache lines and using them
 
@@ -142,34 +147,17 @@ def input_transfer(machines, tasks, state, b, node, window_s):
 
 @compiled
 def task_coherence(machines, tasks, state, b, node, window_s):
-    """`coherence_time` of the next task's own object and of its inputs."""
+    """Seconds for which the next task, on `node`, waits for the holders of its object's and its inputs' lines."""
     e, t = state.episode[b], state.task[b]
-    own = tasks.object[e, t]
-    seconds = coherence_time(machines, state, b, node, own, tasks.bytes[e, t], tasks.write_fraction[e, t], window_s)
-    for p in range(tasks.inputs.shape[2]):
-        obj = tasks.inputs[e, t, p]
+    seconds = 0.0
+    for p in range(-1, tasks.inputs.shape[2]):
+        own = p < 0
+        obj = tasks.object[e, t] if own else tasks.inputs[e, t, p]
         if obj >= 0:
-            seconds += coherence_time(machines, state, b, node, obj, tasks.input_bytes[e, t, p], ZERO, window_s)
+            num_bytes = tasks.bytes[e, t] if own else tasks.input_bytes[e, t, p]
+            write_fraction = tasks.write_fraction[e, t] if own else ZERO
+            seconds += ask_holder(machines, state, b, node, obj, num_bytes, write_fraction, window_s)
     return seconds
-
-
-@compiled
-def alone_time(machines, tasks, state, b, node):
-    """Seconds the next task would take on an idle machine with its object and inputs on `node`."""
-    m, e, t = state.machine[b], state.episode[b], state.task[b]
-    pair = node * machines.cores.shape[1] + node
-    latency = machines.latency_s[m, pair]
-    idle = machines.resource_s_per_byte[m, node]
-    writes = tasks.write_fraction[e, t]
-    s_per_byte = stream_s_per_byte(
-        machines.pair_s_per_byte[m, pair], idle, ZERO, ZERO, writes, latency, machines.outstanding_bytes[m]
-    )
-    read = ZERO
-    for p in range(tasks.inputs.shape[2]):
-        obj = tasks.inputs[e, t, p]
-        if obj >= 0 and state.objects[b, obj].node >= 0:
-            read += tasks.input_bytes[e, t, p]
-    return max(tasks.flops[e, t] * machines.s_per_flop[m, node], tasks.bytes[e, t] * s_per_byte) + read * s_per_byte
 
 
 @compiled
@@ -259,22 +247,17 @@ def decide(machines, tasks, state, outcome, b, node, data_node, window_s, work):
     outcome.migrated[b] = migrated
     wait = service = inputs = migration = coherence = 0.0
     local_bytes = remote_bytes = 0.0
-    totals = state.totals[b]
     if target >= 0:
         # Every time is taken before this task's own traffic is added: the estimate sees the same state.
         s_per_byte, _ = transfer_cost(machines, state, b, node, target, write_fraction, window_s)
         service = max(tasks.flops[e, t] * machines.s_per_flop[m, node], num_bytes * s_per_byte)  # roofline [3]
         inputs = input_transfer(machines, tasks, state, b, node, window_s)
         coherence = task_coherence(machines, tasks, state, b, node, window_s)
-        totals.alone_s += alone_time(machines, tasks, state, b, node)
         if migrated:
             migration = migrate(machines, state, b, home, target, old_size, window_s)
         start = max(ready_time(tasks, state, b), state.node_free_s[b, node])
         wait = start - state.now_s[b]
         finish = start + migration + inputs + coherence + service
-        totals.last_finish_s = max(totals.last_finish_s, finish)
-        totals.flops += tasks.flops[e, t]
-        totals.bytes += num_bytes
         occupy_core(machines, state, b, node, finish)
 
         if migrated:
@@ -295,7 +278,6 @@ def decide(machines, tasks, state, outcome, b, node, data_node, window_s, work):
                 add_traffic(machines, state, b, node, where, read, ZERO)
                 add_access(state, b, node, source, read, width, window_s)
                 cache_lines(machines, state, b, node, source, read, ZERO)
-                totals.bytes += read
                 if where == node:
                     local_bytes += read
                 else:
@@ -308,6 +290,7 @@ def decide(machines, tasks, state, outcome, b, node, data_node, window_s, work):
         state.objects[b, obj].bytes = size
         if migrated:
             state.objects[b, obj].holder = -1  # the lines of the pages it left are dropped
+            state.objects[b, obj].cached_bytes = ZERO
         cache_lines(machines, state, b, node, obj, num_bytes, write_fraction)
         if home < 0 or migrated or write_fraction > ZERO:
             state.objects[b, obj].ready_s = finish
@@ -321,17 +304,6 @@ def decide(machines, tasks, state, outcome, b, node, data_node, window_s, work):
     outcome.comm_s[b] = inputs + migration + coherence
     outcome.local_bytes[b] = local_bytes
     outcome.remote_bytes[b] = remote_bytes
-    totals.decisions += 1.0
-    totals.compute_s += service
-    totals.wait_s += wait
-    totals.inputs_s += inputs
-    totals.migration_s += migration
-    totals.coherence_s += coherence
-    totals.local_bytes += local_bytes
-    totals.remote_bytes += remote_bytes
-    totals.migrations += migrated
-    totals.dropped += target < 0
-    totals.imbalance += outcome.imbalance[b]
 
 
 @compiled
@@ -384,15 +356,6 @@ def advance(tasks, state, b, window_s):
 
 
 @compiled
-def clear_totals(totals, start_s):
-    """Begin the sums of an episode that starts at `start_s`."""
-    totals.decisions = totals.compute_s = totals.wait_s = totals.inputs_s = totals.migration_s = 0.0
-    totals.coherence_s = totals.alone_s = totals.flops = totals.bytes = totals.local_bytes = 0.0
-    totals.remote_bytes = totals.migrations = totals.dropped = totals.imbalance = 0.0
-    totals.last_finish_s = start_s
-
-
-@compiled
 def reset_row(tasks, state, b, episode, machine, horizon):
     """Put row b at the first task of an episode, on an idle, empty machine."""
     state.machine[b] = machine
@@ -409,7 +372,8 @@ def reset_row(tasks, state, b, episode, machine, horizon):
     state.access_bytes[b, :] = 0.0
     state.passed_bytes[b, :] = 0.0
     state.pair_bytes[b, :] = ZERO
-    clear_totals(state.totals[b], start)
+    state.totals[b, :] = 0.0
+    state.totals[b, LAST_FINISH_S] = start
     for obj in range(state.objects.shape[1]):
         state.objects[b, obj].node = -1
         state.objects[b, obj].bytes = 0.0
@@ -422,6 +386,23 @@ def reset_row(tasks, state, b, episode, machine, horizon):
 
 
 @compiled
+def add_totals(state, outcome, b):
+    """Add what row b's decision led to, before time moves on."""
+    totals = state.totals[b]
+    totals[COMPUTE_S] += outcome.exec_s[b] - outcome.wait_s[b]
+    totals[COMMUNICATION_S] += outcome.comm_s[b]
+    totals[MIGRATION_S] += outcome.migration_s[b]
+    totals[COHERENCE_S] += outcome.coherence_s[b]
+    totals[LOCAL_BYTES] += outcome.local_bytes[b]
+    totals[REMOTE_BYTES] += outcome.remote_bytes[b]
+    totals[IMBALANCE] += outcome.imbalance[b]
+    totals[MIGRATIONS] += outcome.migrated[b]
+    totals[DROPPED] += outcome.out_of_memory[b]
+    finish = state.now_s[b] + outcome.exec_s[b] + outcome.comm_s[b]
+    totals[LAST_FINISH_S] = max(totals[LAST_FINISH_S], finish)
+
+
+@compiled
 def step_range(machines, tasks, state, outcome, actions, window_s, work, first, last):
     """Decide and advance rows `first` to `last`; a row whose episode is over is left alone."""
     for b in range(first, last):
@@ -429,5 +410,6 @@ def step_range(machines, tasks, state, outcome, actions, window_s, work, first, 
             fetch_objects(tasks, state, b + AHEAD, machines.cores.shape[1])
         if state.task[b] < state.horizon[b]:
             decide(machines, tasks, state, outcome, b, actions[b, 0], actions[b, 1], window_s, work)
+            add_totals(state, outcome, b)
             advance(tasks, state, b, window_s)
         outcome.finished[b] = state.task[b] >= state.horizon[b]

@@ -22,14 +22,14 @@ still_cached = compiled(resident_bytes)
 
 
 @compiled
-def cached_lines(machines, state, b, obj, num_bytes):
-    """Bytes of an access to an object that its holder's cache still has, of those that its last access left there."""
+def cached_lines(machines, state, b, obj):
+    """Bytes of an object that its holder's cache still has, of those that the last access left there."""
     holder = state.objects[b, obj].holder
     if holder < 0:
         return ZERO
     passed = np.float32(state.passed_bytes[b, holder] - state.objects[b, obj].cached_at)
     llc_bytes = machines.llc_bytes[state.machine[b], holder]
-    return min(still_cached(state.objects[b, obj].cached_bytes, llc_bytes, passed), num_bytes)
+    return still_cached(state.objects[b, obj].cached_bytes, llc_bytes, passed)
 
 
 @compiled
@@ -44,35 +44,43 @@ def line_ratios(machines, state, b, obj, write_fraction):
 
 
 @compiled
-def coherence_time(machines, state, b, node, obj, num_bytes, write_fraction, window_s):
-    """Seconds of cache-to-cache transitions when a core of `node` accesses an object [1]."""
-    lines = cached_lines(machines, state, b, obj, num_bytes)
+def ask_holder(machines, state, b, node, obj, num_bytes, write_fraction, window_s):
+    """Seconds of cache-to-cache transitions when a core of `node` accesses an object [1].
+
+    What the holder still has of it is brought up to date.
+    """
+    lines = cached_lines(machines, state, b, obj)
+    state.objects[b, obj].cached_bytes = lines
     if lines <= ZERO:
-        return 0.0
+        return ZERO
+    holder, sharer = state.objects[b, obj].holder, state.objects[b, obj].sharer
+    state.objects[b, obj].cached_at = state.passed_bytes[b, holder]
     another, itself = line_ratios(machines, state, b, obj, write_fraction)
-    holder = state.objects[b, obj].holder
     ratio = itself if node == holder else another
-    if ratio <= ZERO:
-        return 0.0
-    peer = state.objects[b, obj].sharer if node == holder else holder
-    _, latency = transfer_cost(machines, state, b, node, peer, ZERO, window_s)
-    return np.float64(line_time(lines, ratio, latency, machines.outstanding_bytes[state.machine[b]]))
+    touched = min(lines, num_bytes)
+    if ratio <= ZERO or touched <= ZERO:
+        return ZERO
+    _, latency = transfer_cost(machines, state, b, node, sharer if node == holder else holder, ZERO, window_s)
+    return line_time(touched, ratio, latency, machines.outstanding_bytes[state.machine[b]])
 
 
 @compiled
 def cache_lines(machines, state, b, node, obj, num_bytes, write_fraction):
-    """Leave what an access touched in the cache of `node`, which answers for those lines from now on [1]."""
+    """Leave what an access touched in the cache of `node`, which answers for those lines from now on [1].
+
+    `ask_holder` has come before, and said what the holder still has.
+    """
     if num_bytes <= ZERO:
         return
     holder = state.objects[b, obj].holder
-    lines = cached_lines(machines, state, b, obj, num_bytes)
     if write_fraction > ZERO:
         state.objects[b, obj].sharer = MODIFIED
-    elif lines <= ZERO:
+    elif state.objects[b, obj].cached_bytes <= ZERO:
         state.objects[b, obj].sharer = EXCLUSIVE
     elif holder != node:
         state.objects[b, obj].sharer = holder
-    state.passed_bytes[b, node] += num_bytes
+    passed = state.passed_bytes[b, node] + num_bytes
+    state.passed_bytes[b, node] = passed
     state.objects[b, obj].holder = node
-    state.objects[b, obj].cached_at = state.passed_bytes[b, node]
+    state.objects[b, obj].cached_at = passed
     state.objects[b, obj].cached_bytes = min(num_bytes, np.float32(state.objects[b, obj].bytes))

@@ -13,7 +13,15 @@ import numpy.typing as npt
 
 from numa_rl.simulator.kernel import reset_row, step_range
 from numa_rl.simulator.parallel import Chunks
-from numa_rl.simulator.state import Outcome, State, allocate_outcome, allocate_state, compile_machines, compile_tasks
+from numa_rl.simulator.state import (
+    Outcome,
+    State,
+    Total,
+    allocate_outcome,
+    allocate_state,
+    compile_machines,
+    compile_tasks,
+)
 from numa_rl.topology import Topology
 from numa_rl.workloads.workload import Workload
 
@@ -69,6 +77,12 @@ class Simulator:
     def num_nodes(self) -> int:
         """Number of nodes N of the largest machine."""
         return self.machines.max_nodes
+
+    @property
+    def totals(self) -> npt.NDArray[np.void]:
+        """The sums of `Total` over each row's episode so far, by name in lower case, shape (B,)."""
+        names = [(total.name.lower(), np.float64) for total in Total]
+        return self.state.totals.view(np.dtype(names))[:, 0]
 
     def reset(
         self,

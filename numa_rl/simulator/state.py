@@ -11,6 +11,7 @@ several times faster than over three-dimensional arrays.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -214,29 +215,20 @@ OBJECT = np.dtype(
 )
 EXCLUSIVE, MODIFIED = -1, -2
 
-# Sums over the decisions of an episode.
-TOTALS = np.dtype(
-    [
-        (name, np.float64)
-        for name in (
-            "decisions",
-            "compute_s",  # roofline service time
-            "wait_s",
-            "inputs_s",  # T_comm's parts
-            "migration_s",
-            "coherence_s",
-            "alone_s",  # what the tasks would take on an idle machine with all data where they run
-            "flops",
-            "bytes",  # of own objects and inputs
-            "local_bytes",
-            "remote_bytes",
-            "migrations",
-            "dropped",  # tasks for which no node had room
-            "imbalance",
-            "last_finish_s",  # when the last task to end does
-        )
-    ]
-)
+
+class Total(IntEnum):
+    """Sums over the decisions of an episode, by their place in `State.totals`."""
+
+    COMPUTE_S = 0  # roofline service time
+    COMMUNICATION_S = 1  # T_comm
+    MIGRATION_S = 2  # the migration in it
+    COHERENCE_S = 3  # the coherence in it
+    LOCAL_BYTES = 4
+    REMOTE_BYTES = 5
+    IMBALANCE = 6
+    MIGRATIONS = 7
+    DROPPED = 8  # tasks for which no node had room
+    LAST_FINISH_S = 9  # no sum: when the last task to end does
 
 
 class State(NamedTuple):
@@ -256,7 +248,7 @@ class State(NamedTuple):
     access_bytes: F32  # (B, O * N) bytes recently moved between each object and each node
     passed_bytes: F64  # (B, N) bytes that have passed through each node's cache
     pair_bytes: F32  # (B, N * N * 2) all bytes read, then written, between each initiator and target
-    totals: npt.NDArray[np.void]  # (B,) of TOTALS
+    totals: F64  # (B, len(Total))
 
 
 def allocate_state(num_rows: int, machines: Machines, num_objects: int) -> State:
@@ -277,7 +269,7 @@ def allocate_state(num_rows: int, machines: Machines, num_objects: int) -> State
         access_bytes=np.zeros((b, num_objects * n), np.float32),
         passed_bytes=np.zeros((b, n), np.float64),
         pair_bytes=np.zeros((b, n * n * 2), np.float32),
-        totals=np.zeros(b, TOTALS),
+        totals=np.zeros((b, len(Total)), np.float64),
     )
 
 
