@@ -65,7 +65,7 @@ class Compare:
         if self.plot is not None and self.plot.suffix.lower() != ".png":
             raise ValueError(f"--plot must be a .png file, got {str(self.plot)!r}.")
         console = Console()
-        learned = [] if self.policy is None else [_load_policy(self.policy, scenario, console)]
+        learned = [] if self.policy is None else [load_learned(self.policy, scenario, console)]
         with console.status("") as status:
             tuned = load_or_tune(scenario, on_rule=lambda name: status.update(f"tuning {name}"))
             comparison = compare(
@@ -82,8 +82,14 @@ class Compare:
         print_comparison(comparison, console)
 
 
-def _load_policy(path: Path, scenario: Scenario, console: Console) -> Scheduler:
-    """The policy in a file; torch takes a second to import, so only who needs it waits."""
+def load_learned(path: Path, scenario: Scenario, console: Console) -> Scheduler:
+    """The policy in a file, with a word on the console where it was trained on something else than the scenario.
+
+    Torch takes a second to import, so only who needs it waits.
+
+    Raises:
+        ValueError: the file is missing, damaged, or no policy.
+    """
     import torch
 
     from agents.ppo.storage import load_policy

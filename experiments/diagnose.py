@@ -1,19 +1,23 @@
-"""Diagnosing a run from what perf, numastat or /proc say of it: the chapter's tree, gotchas, what to run next."""
+"""Diagnosing a run, real or simulated: the chapter's tree, the gotchas, and what to run next."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
+from experiments.compare import load_learned
 from experiments.diagnosis_report import print_report
-from experiments.tune import require_writable, write_json
+from experiments.scenario import load_scenario
+from experiments.simulated_run import NUM_EPISODES, rule_of, simulated_evidence
+from experiments.tune import require_at_least, require_writable, write_json
 from numa_rl.diagnosis.evidence import Evidence
 from numa_rl.diagnosis.gotchas import Finding, find_gotchas, not_looked_for
 from numa_rl.diagnosis.inputs import MOST_BYTES, Kind, decode, evidence_of, kind_of
@@ -31,15 +35,24 @@ MEANT_FOR = {
     "--separator": (Kind.PERF_STAT,),
     "--ignore-unknown": (Kind.PERF_STAT,),
 }
+OF_FILES = ("machine", "seconds", "threads_on", "separator", "ignore_unknown", "samples")
+OF_SCENARIOS = ("rule", "policy", "tuned", "episodes", "seed")
 
 
 @dataclass(frozen=True)
 class Diagnose:
-    """Say why a run is slow, and what to run next, from what perf, numastat or /proc say of it.
+    """Say why a run is slow, and what to run next, from what perf, numastat or /proc say of it, or of a simulated run.
 
     Attributes:
         file: what was measured: `perf stat -x,` counts, `numastat` (also -p, -m, -n), `/proc/PID/numa_maps` or
             `/proc/vmstat`; told apart by what it holds. `-` is standard input.
+        scenario: instead of a file, simulate this: a scenario's name, or the path of its TOML file.
+        rule: who places tasks and data in the simulated run: a rule's name.
+        policy: or a learned policy, as `train` saves it.
+        tuned: the rule with the parameters tuned for the scenario, as `compare` takes them; all rules are tuned first
+            where that was not done yet, which takes minutes. Without it, default parameters.
+        episodes: how many test episodes to simulate; 8 if left out.
+        seed: of the test episodes, as for `compare`; 0 if left out.
         machine: the machine it was measured on, for the capacities of its memory and links: a name (`machine list`
             prints them), or the path of an hwloc XML or JSON file.
         seconds: how long it was counted, if the counts do not say.
@@ -52,7 +65,13 @@ class Diagnose:
         thresholds: above which an answer is yes.
     """
 
-    file: tyro.conf.Positional[str]
+    file: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="[FILE]")]] = None
+    scenario: str | None = None
+    rule: str | None = None
+    policy: Path | None = None
+    tuned: bool = False
+    episodes: int | None = None
+    seed: int | None = None
     machine: str | None = None
     seconds: float | None = None
     threads_on: str | None = None
@@ -66,27 +85,68 @@ class Diagnose:
         """Print the diagnosis.
 
         Raises:
-            ValueError: no such file or machine, an input that breaks its format, or an option that is out of range
-                or does not go with the input.
+            ValueError: no such file, machine, scenario, rule or policy, an input that breaks its format, or an option
+                that is out of range or does not go with the input.
         """
+        self._check_options()
         if self.json is not None:
             require_writable(self.json, "--json")
+        console = Console()
+        if self.scenario is not None:
+            report = self._simulated(self.scenario, console)
+        else:
+            report = self._measured(self.file or "")
+        if self.json is not None:
+            write_json(self.json, report.to_dict())
+        print_report(report, console)
+
+    def _check_options(self) -> None:
+        """Raise ValueError for options that do not go together."""
+        if self.file is not None and self.scenario is not None:
+            raise ValueError("diagnose takes a file or --scenario, got both.")
+        names, goes_with = (OF_SCENARIOS, "--scenario") if self.scenario is None else (OF_FILES, "a file")
+        for name in names:
+            if getattr(self, name) not in (None, False):
+                raise ValueError(f"--{name.replace('_', '-')} must go with {goes_with}.")
+        if self.file is None and self.scenario is None:
+            raise ValueError("diagnose takes a file or --scenario, got neither.")
+        if self.scenario is not None and (self.rule is None) == (self.policy is None):
+            raise ValueError(f"--scenario takes --rule or --policy, got {'neither' if self.rule is None else 'both'}.")
+        if self.tuned and self.rule is None:
+            raise ValueError("--tuned must go with --rule.")
+
+    def _simulated(self, name: str, console: Console) -> Report:
+        """The report on a simulated run."""
+        num_episodes = NUM_EPISODES if self.episodes is None else self.episodes
+        require_at_least(1, num_episodes, "--episodes")
+        require_at_least(0, self.seed or 0, "--seed")
+        scenario = load_scenario(name)
+        with console.status("") as status:
+            if self.policy is not None:
+                scheduler = load_learned(self.policy, scenario, console)
+            else:
+                scheduler = rule_of(scenario, self.rule or "", tuned=self.tuned, on_step=status.update)
+            status.update(f"playing {scheduler.name}")
+            evidence = simulated_evidence(scenario, scheduler, num_episodes, self.seed or 0)
+        who = f"{scheduler.name} (tuned)" if self.tuned else scheduler.name
+        first = f"numa-rl compare --scenario {shlex.quote(name)}  # who places better; the rest is for the real machine"
+        return examine(evidence, f"{who} on {scenario.name} (simulated)", self.thresholds, (first,))
+
+    def _measured(self, file: str) -> Report:
+        """The report on a file, with the samples."""
         topology = None if self.machine is None else load_machine(self.machine)
-        kind, evidence = self._measured(topology)
+        kind, evidence = self._read(file, topology)
         if self.samples is not None:
             if topology is None:
                 raise ValueError("--samples needs --machine: what sharing costs depends on its latencies.")
             evidence = _of(str(self.samples), lambda text: samples_evidence(text, topology)).join(evidence)
-        name = "standard input" if self.file == STANDARD_INPUT else self.file
-        report = examine(evidence, f"{name} ({kind.value})", self.thresholds)
-        if self.json is not None:
-            write_json(self.json, report.to_dict())
-        print_report(report, Console())
+        name = "standard input" if file == STANDARD_INPUT else file
+        return examine(evidence, f"{name} ({kind.value})", self.thresholds)
 
-    def _measured(self, topology: Topology | None) -> tuple[Kind, Evidence]:
+    def _read(self, file: str, topology: Topology | None) -> tuple[Kind, Evidence]:
         """What the input is, and what it says."""
         thread_nodes = () if self.threads_on is None else read_node_list(self.threads_on)
-        text = read_text(self.file)
+        text = read_text(file)
         try:
             kind = kind_of(text, self.separator)
             given = {
@@ -108,7 +168,7 @@ class Diagnose:
                 ignore_unknown=self.ignore_unknown,
             )
         except ValueError as error:
-            raise ValueError(f"{self.file}: {error}") from None
+            raise ValueError(f"{file}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -120,19 +180,21 @@ class Report:
         evidence: what was measured.
         diagnosis: the walk through the tree.
         findings: the gotchas seen.
+        first: what to run before all else.
     """
 
     source: str
     evidence: Evidence
     diagnosis: Diagnosis
     findings: tuple[Finding, ...]
+    first: tuple[str, ...] = ()
 
     @property
     def commands(self) -> tuple[str, ...]:
-        """What to run next: what the tree and the tuning table say, then for the gotchas; each once."""
+        """What to run next: for the input, what the tree and the tuning table say, then for the gotchas; each once."""
         gotchas = (command for finding in self.findings for command in finding.commands)
         first: dict[str, str] = {}
-        for command in (*self.diagnosis.commands, *gotchas):
+        for command in (*self.first, *self.diagnosis.commands, *gotchas):
             first.setdefault(command.split("  #")[0], command)
         return tuple(first.values())
 
@@ -157,9 +219,9 @@ class Report:
         return plain
 
 
-def examine(evidence: Evidence, source: str, thresholds: Thresholds) -> Report:
+def examine(evidence: Evidence, source: str, thresholds: Thresholds, first: tuple[str, ...] = ()) -> Report:
     """Walk the tree and look for gotchas, whatever the evidence was taken from."""
-    return Report(source, evidence, diagnose(evidence, thresholds), tuple(find_gotchas(evidence, thresholds)))
+    return Report(source, evidence, diagnose(evidence, thresholds), tuple(find_gotchas(evidence, thresholds)), first)
 
 
 def read_text(name: str) -> str:

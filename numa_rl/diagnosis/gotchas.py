@@ -119,7 +119,7 @@ def wrong_node(evidence: Evidence, limits: Thresholds) -> Finding | None:
         summary = "Pages lie on another node than the one that uses them."
         return Finding(Gotcha.WRONG_NODE, _severity(misplaced, limits), (misplaced,), summary, commands)
     skewed, remote = (_over(name, evidence, limits) for name in ("controller_imbalance", "remote_share"))
-    if skewed and remote:
+    if skewed and remote and evidence.misplaced_share is None:  # else it is known where the users are
         summary = "Few memory controllers serve remote users: the data was allocated by few threads, or by one."
         return Finding(Gotcha.WRONG_NODE, _severity(skewed, limits), (skewed, remote), summary, commands)
     crowded = _over("largest_node_share", evidence, limits)

@@ -102,7 +102,8 @@ class Leaf(Enum):
 
 ADVICE = {
     Leaf.DATA_LAYOUT: "Cores wait for memory of other nodes: move the data to its users, or the users to the data.",
-    Leaf.CACHE_CONTENTION: "Cores wait, yet mostly for what is near: lines move between caches, or they are too small.",
+    Leaf.CACHE_CONTENTION: "Cores wait, yet mostly for what is near: lines move between caches, these are too small, "
+    "or the memory of their own node is loaded.",
     Leaf.COMMUNICATION: "Latency is hidden but a link or controller is full: move fewer bytes, or spread them.",
     Leaf.COMPUTE: "Neither latency nor bandwidth limits: vectorise, use all cores, and balance the load.",
 }
