@@ -106,7 +106,8 @@ class Diagnose:
             raise ValueError("diagnose takes a file or --scenario, got both.")
         names, goes_with = (OF_SCENARIOS, "--scenario") if self.scenario is None else (OF_FILES, "a file")
         for name in names:
-            if getattr(self, name) not in (None, False):
+            given = getattr(self, name)
+            if given is not None and given is not False:
                 raise ValueError(f"--{name.replace('_', '-')} must go with {goes_with}.")
         if self.file is None and self.scenario is None:
             raise ValueError("diagnose takes a file or --scenario, got neither.")

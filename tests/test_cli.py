@@ -5,7 +5,6 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import Ended, Run, refused
 
 from agents.heuristics import rule_names
 from agents.ppo.storage import read_tensors
@@ -21,7 +21,10 @@ from experiments.bench import Bench
 from experiments.cli import BAD_INPUT, main
 from experiments.compare import Compare
 from experiments.demo import Demo
+from experiments.diagnose import Diagnose
+from experiments.exercises import Exercises
 from experiments.machine import MachineList, MachineShow
+from experiments.roofline import Roofline
 from experiments.scenario import load_scenario, scenario_names
 from experiments.train import INTERRUPTED, Train
 from experiments.tune import Tune, load_or_tune
@@ -52,31 +55,10 @@ QUICK = [
     *("--ppo.num-envs", "4", "--ppo.n-steps", "16", "--ppo.batch-size", "32"),
 ]
 
-Run = Callable[..., "Ended"]
-
-
-class Ended:
-    """How a command ended."""
-
-    def __init__(self, code: Any, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `numa-rl` in an empty folder that holds a scenario, tuned already."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def numa_rl(*arguments: Any) -> Ended:
-        monkeypatch.setattr(sys, "argv", ["numa-rl", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code
-        return Ended(code, *capsys.readouterr())
-
+def run(numa_rl: Run) -> Run:
+    """Runs `numa-rl` in an empty folder."""
     return numa_rl
 
 
@@ -103,17 +85,6 @@ def untuned(run: Run) -> str:
     """The same scenario before anything was tuned: bad input must be noticed before that takes its time."""
     Path("small.toml").write_text(TOML)
     return "small.toml"
-
-
-def refused(ended: Ended, *parts: str) -> None:
-    """One line on standard error that says all that, exit code 2, nothing on standard output."""
-    assert ended.code == BAD_INPUT == 2
-    assert ended.err.count("\n") == 1
-    assert ended.err.startswith("numa-rl: ")
-    assert "Traceback" not in ended.err
-    assert ended.out.strip() == ""
-    for part in parts:
-        assert part in ended.err
 
 
 # What does not exist.
@@ -467,6 +438,9 @@ def test_a_machine_is_shown_in_tables(run):
 
 # Help.
 
+COMMANDS = ("demo", "train", "tune", "compare", "machine", "roofline", "diagnose", "exercises", "bench")
+BY_PLACE = {MachineShow: "--machine", Diagnose: "--file"}  # what is no option
+
 
 def options(command: Any, prefix: str = "") -> list[str]:
     """Every option of a command, from the one list there is: its dataclass."""
@@ -487,6 +461,9 @@ def options(command: Any, prefix: str = "") -> list[str]:
         (["tune"], Tune),
         (["compare"], Compare),
         (["bench"], Bench),
+        (["roofline"], Roofline),
+        (["diagnose"], Diagnose),
+        (["exercises"], Exercises),
         (["machine", "list"], MachineList),
         (["machine", "show"], MachineShow),
     ],
@@ -496,7 +473,7 @@ def test_help_names_and_explains_every_option(run, words, command):
     ended = run(*words, "--help")
     assert ended.code == 0
     assert ended.err == ""
-    names = [name for name in options(command) if name != "--machine"]  # `machine show` takes it by place
+    names = [name for name in options(command) if name != BY_PLACE.get(command)]
     assert names
     assert [name for name in names if name not in ended.out] == []
     assert " ".join((command.__doc__ or "").split("\n")[0].split()[:4]) in ended.out
@@ -509,7 +486,7 @@ def test_training_has_the_options_of_both_phases():
 def test_help_lists_the_commands(run):
     ended = run("--help")
     assert ended.code == 0
-    assert all(command in ended.out for command in ("demo", "train", "tune", "compare", "machine", "bench"))
+    assert f"{{{','.join(COMMANDS)}}}" in ended.out
     assert all(command in run("machine", "--help").out for command in ("show", "list"))
 
 
@@ -531,7 +508,7 @@ def test_the_installed_command_ends_alike(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Missing subcommand Expected one of {demo, train, tune, compare, machine, bench}"),
+        ([], "Missing subcommand Expected one of {" + ", ".join(COMMANDS) + "}"),
         (["tune"], "Missing from numa-rl tune: --scenario"),
         (["tune", "--scenario", "x", "--bogus", "1"], "Unrecognized options: --bogus"),
         (["train", "--scenario", "x", "--teacher.labels", "-1"], "numa-rl: teacher: labels must be >= 0, got -1."),

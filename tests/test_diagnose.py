@@ -1,62 +1,36 @@
-"""`numa-rl diagnose` as a person meets it: every leaf and every gotcha from a file that shows it."""
+"""`numa-rl diagnose` as a person meets it: every leaf and every gotcha from input that shows it; simulated runs."""
 
 import io
-import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Ended, Run, refused
 
-from experiments.cli import BAD_INPUT, main
-from experiments.diagnose import Diagnose, examine
-from numa_rl.diagnosis.evidence import Evidence
+from agents.evaluation import evaluate
+from agents.heuristics import rule_names
+from agents.tuning import TunedRule
+from experiments.scenario import Split, load_scenario
+from experiments.simulated_run import rule_of, simulated_evidence
+from experiments.tune import world_of
 from numa_rl.diagnosis.gotchas import Gotcha
-from numa_rl.diagnosis.tree import Leaf, Thresholds
+from numa_rl.diagnosis.tree import Leaf
 from numa_rl.roofline import tuning
 
-Run = Callable[..., "Ended"]
 XEON = ("--machine", "xeon-8269cy")  # two sockets, 113 GB/s of memory each, 50.9 GB/s each way between them
 
 
-class Ended:
-    """How a command ended, and what it wrote with --json."""
-
-    def __init__(self, code: Any, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def json(self) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(Path("out.json").read_text())
-        return content
-
-
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(numa_rl: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs `numa-rl diagnose` on a text, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "240")
 
     def diagnose(text: str, *arguments: Any) -> Ended:
         Path("in.txt").write_text(text, encoding="utf-8")
-        monkeypatch.setattr(sys, "argv", ["numa-rl", "diagnose", "in.txt", "--json", "out.json", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code
-        return Ended(code, *capsys.readouterr())
+        return numa_rl("diagnose", "in.txt", "--json", "out.json", *arguments)
 
     return diagnose
-
-
-def refused(ended: Ended, *parts: str) -> None:
-    """One line on standard error that says all that, exit code 2, nothing on standard output."""
-    assert ended.code == BAD_INPUT
-    assert ended.out == ""
-    assert ended.err.count("\n") == 1
-    assert all(part in ended.err for part in parts), ended.err
 
 
 def perf(**counts: tuple[float, float]) -> str:
@@ -204,17 +178,11 @@ def test_thresholds_can_be_moved(run):
     refused(run(text, "--thresholds.remote-share", "1.6"), "remote_share must be in (0, 1], got 1.6")
 
 
-def test_standard_input_is_a_file_too(run, monkeypatch, capsys):
+def test_standard_input_is_a_file_too(numa_rl, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(SYSTEM.encode())))
-    monkeypatch.setattr(sys, "argv", ["numa-rl", "diagnose", "-"])
-    main()
-    assert "Diagnosis of standard input (numastat)" in capsys.readouterr().out
-
-
-def test_a_simulated_run_needs_only_its_evidence():
-    report = examine(Evidence(latency_ratio=2.0, remote_share=0.5, intensity=1.0), "a run", Thresholds())
-    assert report.to_dict()["leaf"] == Leaf.DATA_LAYOUT.value
-    assert report.to_dict()["source"] == "a run"
+    ended = numa_rl("diagnose", "-")
+    assert (ended.code, ended.err) == (0, "")
+    assert "Diagnosis of standard input (numastat)" in ended.out
 
 
 def test_this_systems_own_files_are_read(run):
@@ -227,12 +195,108 @@ def test_this_systems_own_files_are_read(run):
             assert run(text).code == 0
 
 
-def test_help_explains_every_option(run, capsys):
-    ended = run("", "--help")
-    assert ended.code == 0
-    assert " ".join((Diagnose.__doc__ or "").split("\n")[0].split()[:4]) in ended.out
-    options = ("--machine", "--seconds", "--threads-on", "--separator", "--ignore-unknown", "--samples", "--json")
-    assert all(option in ended.out for option in (*options, "--thresholds.far-share"))
+# Simulated runs.
+
+
+@pytest.mark.parametrize(
+    ("rule", "leaf", "gotchas"),
+    [
+        ("random", Leaf.DATA_LAYOUT, {Gotcha.WRONG_NODE, Gotcha.DISTANCE_IGNORED, Gotcha.EXCESSIVE_MIGRATION}),
+        ("first-touch", Leaf.DATA_LAYOUT, {Gotcha.WRONG_NODE, Gotcha.DISTANCE_IGNORED}),
+        ("data-affinity", Leaf.CACHE_CONTENTION, set()),
+    ],
+)
+def test_a_scenarios_episodes_are_diagnosed_under_a_rule(numa_rl, rule, leaf, gotchas):
+    ended = numa_rl("diagnose", "--scenario", "stream-cube", "--rule", rule, "--episodes", 2, "--json", "out.json")
+    assert (ended.code, ended.err) == (0, "")
+    assert f"Diagnosis of {rule} on stream-cube (simulated) on chapter-8-socket" in ended.out
+    assert "Not measured: unpinned threads." in ended.out
+    content = ended.json
+    assert content["leaf"] == leaf.value
+    assert {finding["gotcha"] for finding in content["gotchas"]} == {gotcha.value for gotcha in gotchas}
+    assert content["commands"][0].startswith("numa-rl compare --scenario stream-cube ")
+    assert content["notes"][0].startswith("Figures are of 2 runs together")
+    assert set(content["figures"]) == {
+        *content["provenance"],
+        "busiest_controller",
+        "busiest_link",
+        "machine",
+        "num_nodes",
+    }
+
+
+def test_a_simulated_run_is_the_one_that_compare_plays():
+    scenario = load_scenario("stream-cube")
+    scheduler = rule_of(scenario, "greedy", tuned=False)
+    results = evaluate(scheduler, world_of(scenario, Split.TEST, 1, 3))
+    found = simulated_evidence(scenario, scheduler, 1, 3)
+    assert found.remote_share == pytest.approx(results.remote_ratio[0])
+    assert found.controller_utilisation == pytest.approx(results.metrics["S_MC"][0])
+    assert found.link_utilisation == pytest.approx(results.metrics["U_link"][0])
+    assert found.migrations_per_s == pytest.approx(results.metrics["F_migrate"][0])
+    assert found.coherence_share == pytest.approx(results.metrics["O_coherence"][0])
+
+
+def test_the_seed_and_the_number_of_episodes_change_the_run(numa_rl):
+    runs = [("--episodes", 1), ("--episodes", 2), ("--episodes", 1, "--seed", 1), ("--episodes", 1)]
+    figures = []
+    for options in runs:
+        ended = numa_rl("diagnose", "--scenario", "stream-cube", "--rule", "random", *options, "--json", "out.json")
+        figures.append(ended.json["figures"]["remote_share"])
+    assert figures[3] == figures[0]
+    assert len(set(figures)) == 3
+
+
+def test_a_tuned_rule_plays_with_its_tuned_parameters(numa_rl, monkeypatch):
+    tuned = TunedRule("greedy", {}, 1.0, 1.0), TunedRule("migration-score", {"threshold": 0.25}, 1.0, 1.0)
+    monkeypatch.setattr("experiments.simulated_run.load_or_tune", lambda scenario, **_: list(tuned))
+    scenario = load_scenario("stream-cube")
+    assert rule_of(scenario, "migration-score", tuned=True) == tuned[1].rule
+    assert rule_of(scenario, "migration-score", tuned=False) != tuned[1].rule
+    ended = numa_rl("diagnose", "--scenario", "stream-cube", "--rule", "greedy", "--tuned", "--episodes", 1)
+    assert "Diagnosis of greedy (tuned) on stream-cube" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ([], ["diagnose takes a file or --scenario, got neither."]),
+        (["x", "--scenario", "stream-cube"], ["diagnose takes a file or --scenario, got both."]),
+        (["--rule", "greedy"], ["--rule must go with --scenario."]),
+        (["x", "--policy", "p"], ["--policy must go with --scenario."]),
+        (["x", "--tuned"], ["--tuned must go with --scenario."]),
+        (["x", "--episodes", "2"], ["--episodes must go with --scenario."]),
+        (["x", "--seed", "0"], ["--seed must go with --scenario."]),
+        (["--scenario", "stream-cube"], ["--scenario takes --rule or --policy, got neither."]),
+        (["--scenario", "stream-cube", "--rule", "greedy", "--policy", "p"], ["--rule or --policy, got both."]),
+        (["--scenario", "stream-cube", "--policy", "p", "--tuned"], ["--tuned must go with --rule."]),
+        (["--scenario", "stream-cube", "--rule", "nope"], ["rule must be one of", *rule_names(), "got 'nope'"]),
+        (["--scenario", "stream-cube", "--rule", "nope", "--tuned"], ["rule must be one of", "got 'nope'"]),
+        (["--scenario", "stream-cube", "--policy", "p"], ["p: no such file"]),
+        (["--scenario", "nope", "--rule", "greedy"], ["scenario must be one of", "stream-cube", "got 'nope'"]),
+        (["--scenario", "", "--rule", "greedy"], ["scenario must be one of", "got ''"]),
+        (["--scenario", "stream-cube", "--rule", "greedy", "--episodes", "0"], ["--episodes must be >= 1, got 0"]),
+        (["--scenario", "stream-cube", "--rule", "greedy", "--seed", "-1"], ["--seed must be >= 0, got -1"]),
+        *[
+            (
+                ["--scenario", "stream-cube", "--rule", "greedy", f"--{option}", *value],
+                [f"--{option} must go with a file."],
+            )
+            for option, value in {
+                "machine": ["r815"],
+                "seconds": ["0"],
+                "threads-on": ["0"],
+                "separator": [","],
+                "ignore-unknown": [],
+                "samples": ["x.csv"],
+            }.items()
+        ],
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(numa_rl, arguments, parts):
+    refused(numa_rl("diagnose", *arguments, "--json", "out.json"), *parts)
+    assert not Path("out.json").exists()
+    assert not Path("results").exists()
 
 
 # Bad input.
@@ -275,20 +339,14 @@ def test_bad_input_ends_in_one_line(run, text, arguments, parts):
         ("/dev/zero", "must be at most 67108864 bytes"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_refused(run, monkeypatch, capsys, name, rule):
-    monkeypatch.setattr(sys, "argv", ["numa-rl", "diagnose", name])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    refused(Ended(ended.value.code, *capsys.readouterr()), name, rule)
+def test_a_file_that_cannot_be_read_is_refused(numa_rl, name, rule):
+    refused(numa_rl("diagnose", name), name, rule)
 
 
 @pytest.mark.parametrize("content", [b"cycles\0", b"\xff\xfe1\x00"])
-def test_a_binary_file_is_refused(run, monkeypatch, capsys, content):
+def test_a_binary_file_is_refused(numa_rl, content):
     Path("binary").write_bytes(content)
-    monkeypatch.setattr(sys, "argv", ["numa-rl", "diagnose", "binary"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    refused(Ended(ended.value.code, *capsys.readouterr()), "binary: must be")
+    refused(numa_rl("diagnose", "binary"), "binary: must be")
 
 
 def test_a_place_that_cannot_be_written_is_refused_first(run):

@@ -194,6 +194,7 @@ def test_every_gotcha_is_found(figures, gotcha, severity, command):
         {"controller_imbalance": 2.0},  # its own bytes only: no harm is shown
         {"controller_imbalance": 2.0, "remote_share": 0.1},
         {"controller_imbalance": 2.0, "remote_share": 0.9, "misplaced_share": 0.0},  # all is where most use it
+        {"far_share": 1.0, "remote_share": 0.1},  # too little is remote to matter
         {"largest_node_share": 1.0, "thread_nodes": 1},  # where its threads are
         {"largest_node_share": 1.0, "num_nodes": 1},
         {"cpu_migrations_per_s": 1e3, "num_nodes": 1},

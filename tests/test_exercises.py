@@ -1,15 +1,13 @@
 """`numa-rl exercises`: the chapter's answers, ours, and the reason wherever they differ."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Run, refused
 
 from experiments.chapter import EXERCISES, NUMBER, PERCENT, Exercise, Result
-from experiments.cli import BAD_INPUT, main
 from numa_rl.matmul import (
     cannon_elements_per_step,
     most_square_grid,
@@ -17,26 +15,14 @@ from numa_rl.matmul import (
     summa_elements_per_node,
 )
 
-Run = Callable[..., "tuple[int, str, str]"]
 Answers = dict[tuple[int, str], dict[str, Any]]
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `numa-rl exercises` in an empty folder, on a console of 80 columns; returns code, output and errors."""
-    monkeypatch.chdir(tmp_path)
+def run(numa_rl: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `numa-rl exercises` in an empty folder, on a console of 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
-
-    def exercises(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["numa-rl", "exercises", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code
-        return (code, *capsys.readouterr())
-
-    return exercises
+    return lambda *arguments: numa_rl("exercises", *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -179,14 +165,4 @@ def test_the_file_says_inputs_and_functions_too(run):
 def test_a_file_that_cannot_be_written_is_refused_first(run, place):
     Path("file").write_text("a file")
     Path("folder").mkdir()
-    code, out, err = run("--json", place)
-    assert (code, out) == (BAD_INPUT, "")
-    assert err.count("\n") == 1
-    assert f"--json must be a file that can be written, got '{place}'" in err
-
-
-def test_help_explains_the_option(run):
-    code, out, _ = run("--help")
-    assert code == 0
-    assert "--json" in out
-    assert "Solve the chapter's exercises" in out
+    refused(run("--json", place), f"--json must be a file that can be written, got '{place}'")

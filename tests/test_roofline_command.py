@@ -1,19 +1,14 @@
 """`numa-rl roofline` as a person meets it: ceilings, points, a figure, and one line on what is wrong."""
 
 import json
-import sys
-from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import pytest
+from command_line import Run, refused
 from matplotlib.image import imread
 from strategies import toy_machine
 
-from experiments.cli import BAD_INPUT, main
 from experiments.points import COLUMNS, MAX_BYTES, read_points
-from experiments.roofline import Roofline
 from numa_rl.machines.catalog import machine_names
 
 HEADER = ",".join(COLUMNS)
@@ -24,35 +19,12 @@ dgemm,40,640e9,0.9
 scan,0.125,9e9,
 """
 
-Run = Callable[..., "tuple[int, str, str]"]
-
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `numa-rl roofline` in an empty folder; returns exit code, output and errors."""
-    monkeypatch.chdir(tmp_path)
+def run(numa_rl: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `numa-rl roofline` in an empty folder."""
     monkeypatch.setenv("COLUMNS", "160")
-
-    def roofline(*arguments: Any) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["numa-rl", "roofline", *map(str, arguments)])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = ended.code
-        return (code, *capsys.readouterr())
-
-    return roofline
-
-
-def refused(ended: tuple[int, str, str], *parts: str) -> None:
-    """One line on standard error that says all that, exit code 2, and nothing else."""
-    code, out, err = ended
-    assert code == BAD_INPUT
-    assert out.strip() == ""
-    assert err.count("\n") == 1
-    for part in parts:
-        assert part in err
+    return lambda *arguments: numa_rl("roofline", *arguments)
 
 
 # Known answers: chapter-2-socket draws 2 x 90 GB/s locally and 2 x 30 remotely, and computes 640 Gflop/s.
@@ -119,12 +91,6 @@ def test_a_machine_of_one_node_has_its_local_ceiling_only(run):
     assert "remote" not in out.split("Each node")[0]
     Path("points.csv").write_text(f"{HEADER}\nodd,1,1e9,0.5\n")
     refused(run("--machine", "one.json", "--points", "points.csv"), "point 'odd': local_share must be 1", "got 0.5")
-
-
-def test_help_names_every_option(run):
-    code, out, _ = run("--help")
-    assert code == 0
-    assert all(f"--{item.name.replace('_', '-')}" in out for item in fields(Roofline))
 
 
 # The figure.

@@ -141,9 +141,9 @@ def _crowded(crowded: Number, evidence: Evidence, commands: tuple[str, ...]) -> 
 
 
 def distance_ignored(evidence: Evidence, limits: Thresholds) -> Finding | None:
-    """Remote is not one thing: data lies two hops away where one hop would do."""
+    """Remote is not one thing: data lies two hops away where one would do. No matter where little is remote."""
     far = _over("far_share", evidence, limits)
-    if far is None:
+    if far is None or (evidence.remote_share is not None and evidence.remote_share <= limits.remote_share):
         return None
     numbers = (far, *_context("remote_share", evidence))
     summary = "Remote accesses cross two hops or more, though every node has a nearer neighbour."

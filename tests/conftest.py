@@ -1,0 +1,28 @@
+"""Fixtures that several files use."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import Ended, Run
+
+from experiments.cli import main
+
+
+@pytest.fixture
+def numa_rl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `numa-rl` in an empty folder, on a wide console."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: Any) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["numa-rl", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code
+        return Ended(code, *capsys.readouterr())
+
+    return run
