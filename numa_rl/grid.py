@@ -9,7 +9,6 @@ References:
     [1] The chapter, exercise 4: the blocks' grid mapped to nodes.
     [2] F. T. Leighton, Introduction to Parallel Algorithms and Architectures, 1992, section 3.1: rings and tori in
         hypercubes by Gray code.
-    [3] The chapter, section 16.1.2: T_transfer = S / B + L.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from itertools import combinations, permutations
 import numpy as np
 import numpy.typing as npt
 
-from numa_rl.communication.transfers import resource_s_per_byte, stream_resources
+from numa_rl.communication.steps import shared_step_s
 from numa_rl.topology import FloatArray, IntArray, Topology
 
 MOST_TRIED = 50_000  # placements searched in full: 8 nodes have 40 320
@@ -81,9 +80,8 @@ def place_grid(topology: Topology, rows: int, columns: int) -> IntArray:
 def step_s(topology: Topology, placement: npt.ArrayLike, step_bytes: IntArray) -> FloatArray:
     """Seconds of each step's sends on an otherwise idle machine, shape (S,).
 
-    The receiver's node reads from the sender's. Sends of a step start together and add up on every pair of nodes,
-    controller and link that they share; each takes as long as the most loaded of these, and its latency [3].
-    Multiplying takes no time here.
+    The receiver's node reads from the sender's, and what sends of a step share is told in
+    `numa_rl.communication.steps.shared_step_s`. Multiplying takes no time here.
 
     Args:
         topology: the machine.
@@ -94,17 +92,10 @@ def step_s(topology: Topology, placement: npt.ArrayLike, step_bytes: IntArray) -
         ValueError: a place has no node of its own.
     """
     node = _checked(topology, placement, step_bytes.shape[-1])
-    s_per_byte = resource_s_per_byte(topology)
-    seconds = np.zeros(len(step_bytes))
-    for step, sent in enumerate(step_bytes):
-        sends = [(node[receiver], node[sender], sent[receiver, sender]) for receiver, sender in np.argwhere(sent)]
-        passed = [stream_resources(topology, int(source), int(target)) for target, source, _ in sends]
-        busy_s = np.zeros(len(s_per_byte))
-        for resources, (_, _, num_bytes) in zip(passed, sends, strict=True):
-            busy_s[resources] += num_bytes * s_per_byte[resources]
-        for resources, (target, source, _) in zip(passed, sends, strict=True):
-            seconds[step] = max(seconds[step], busy_s[resources].max() + topology.latency_s[target, source])
-    return seconds
+    step, receiver, sender = np.nonzero(step_bytes)
+    source, target = node[sender], node[receiver]
+    sent = step_bytes[step, receiver, sender].astype(np.float64)
+    return shared_step_s(topology, len(step_bytes), step, source, target, sent, topology.latency_s[target, source])
 
 
 def _checked(topology: Topology, placement: npt.ArrayLike, num_places: int) -> IntArray:

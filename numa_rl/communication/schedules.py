@@ -22,13 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from numa_rl.communication.collectives import require_count
-from numa_rl.communication.transfers import (
-    require_node,
-    require_not_negative,
-    require_positive,
-    resource_s_per_byte,
-    stream_resources,
-)
+from numa_rl.communication.steps import shared_step_s
+from numa_rl.communication.transfers import require_node, require_not_negative, require_positive
 from numa_rl.topology import FloatArray, IntArray, Topology
 
 # step, source rank, target rank, first chunk, number of chunks, whether the target adds them
@@ -246,10 +241,8 @@ def step_s(
 ) -> FloatArray:
     """Seconds of each step on a machine, shape (T,).
 
-    The target's node reads from the source's. Sends of a step add up on every pair of nodes, memory controller and
-    directed link that they share; a send takes as long as the most loaded of what it passes, and the latency of
-    its messages. A step ends with its last send. Within a node a send is a copy at local bandwidth and latency;
-    adding numbers up takes no time.
+    What sends of a step share is told in `shared_step_s`; each pays the latency of its messages. Within a node a send
+    is a copy at local bandwidth and latency; adding numbers up takes no time.
 
     Args:
         schedule: what is sent.
@@ -270,22 +263,9 @@ def step_s(
     if message_bytes is not None:
         require_positive(message_bytes=message_bytes)
         messages = np.maximum(np.ceil(send_bytes / message_bytes), 1.0)
-    s_per_byte = resource_s_per_byte(topology)
     source, target = nodes[schedule.source], nodes[schedule.target]
-    pairs, pair = np.unique(np.stack([source, target]), axis=1, return_inverse=True)
-    occupied = [stream_resources(topology, a, b) for a, b in pairs.T.tolist()]
-    busy_s = np.zeros((schedule.num_steps, len(s_per_byte)))
-    for index, resources in enumerate(occupied):
-        (sends,) = np.nonzero(pair == index)
-        added = send_bytes[sends, None] * s_per_byte[resources]
-        np.add.at(busy_s, (schedule.step[sends, None], resources), added)
-    seconds = messages * (topology.latency_s[target, source] + overhead_s)
-    for index, resources in enumerate(occupied):
-        (sends,) = np.nonzero(pair == index)
-        seconds[sends] += busy_s[schedule.step[sends, None], resources].max(axis=1)
-    steps = np.zeros(schedule.num_steps)
-    np.maximum.at(steps, schedule.step, seconds)
-    return steps
+    startup_s = messages * (topology.latency_s[target, source] + overhead_s)
+    return shared_step_s(topology, schedule.num_steps, schedule.step, source, target, send_bytes, startup_s)
 
 
 def schedule_s(
