@@ -15,6 +15,7 @@ from rich.text import Text
 
 from numa_rl.machines.catalog import FIGURES, load_machine, machine_names
 from numa_rl.topology import FloatArray, IntArray, Topology
+from numa_rl.wording import counted
 
 CELL_PADDING = 3  # blanks of the table around a value
 ROW_HEADER_WIDTH = 6
@@ -88,7 +89,7 @@ def print_topology(topology: Topology, console: Console) -> None:
     """Print everything known of a machine; matrices of eight nodes fit in 80 columns."""
     title = Text(topology.name, style="bold")
     title.append(
-        f"  {_count(topology.num_nodes, 'node')}, {_count(int(topology.cores.sum()), 'core')}, "
+        f"  {counted(topology.num_nodes, 'node')}, {counted(int(topology.cores.sum()), 'core')}, "
         f"{_bytes(topology.memory_bytes.sum())} of memory",
         style="not bold",
     )
@@ -205,8 +206,3 @@ def _number(value: float) -> str:
 def _bytes(value: float) -> str:
     """Memory in GB, or TB from 1 TB on, powers of ten as in every other figure."""
     return f"{_number(value / 1e12)} TB" if value >= 1e12 else f"{_number(value / 1e9)} GB"
-
-
-def _count(number: int, thing: str) -> str:
-    """A number of things: 1 node, 8 nodes."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from numa_rl.wording import quoted
+
 NAME, INTENSITY, PERFORMANCE = REQUIRED = ("name", "intensity_flop_per_byte", "performance_flop_per_s")
 LOCAL_SHARE = "local_share"
 COLUMNS = (*REQUIRED, LOCAL_SHARE)
@@ -74,7 +76,7 @@ def _rows(path: Path, text: str) -> Iterator[tuple[str, dict[str, str]]]:
             elif len(cells) != len(header):
                 raise ValueError(
                     f"{where}: must have {len(header)} cells between commas, with decimal points and not decimal "
-                    f"commas, got {len(cells)}: {_cut(','.join(cells))}."
+                    f"commas, got {len(cells)}: {quoted(','.join(cells))}."
                 )
             else:
                 yield where, dict(zip(header, cells, strict=True))
@@ -88,13 +90,13 @@ def _header(where: str, cells: list[str]) -> list[str]:
     """The header's columns, once they are known ones, each once, and all that must be there."""
     for separator, name in ((";", "semicolons"), ("\t", "tabs")):
         if len(cells) == 1 and separator in cells[0]:
-            raise ValueError(f"{where}: columns must be separated by commas, got {name}: {_cut(cells[0])}.")
+            raise ValueError(f"{where}: columns must be separated by commas, got {name}: {quoted(cells[0])}.")
     for column in REQUIRED:
         if column not in cells:
-            raise ValueError(f"{where}: must name the column {column}, got {_cut(','.join(cells))}.")
+            raise ValueError(f"{where}: must name the column {column}, got {quoted(','.join(cells))}.")
     for column in cells:
         if column not in COLUMNS:
-            raise ValueError(f"{where}: columns must be among {', '.join(COLUMNS)}, got {_cut(column)}.")
+            raise ValueError(f"{where}: columns must be among {', '.join(COLUMNS)}, got {quoted(column)}.")
         if cells.count(column) > 1:
             raise ValueError(f"{where}: columns must be named once, got {column} twice.")
     return cells
@@ -103,17 +105,17 @@ def _header(where: str, cells: list[str]) -> list[str]:
 def _point(where: str, cells: dict[str, str]) -> Point:
     name = cells[NAME]
     if not name or not name.isprintable():
-        raise ValueError(f"{where}: {NAME} must be printable text, got {_cut(name)}.")
+        raise ValueError(f"{where}: {NAME} must be printable text, got {quoted(name)}.")
     measured = {}
     for column in (INTENSITY, PERFORMANCE):
         measured[column] = _number(where, column, cells[column])
         if not LEAST <= measured[column] <= MOST:
-            raise ValueError(f"{where}: {column} must be in {LEAST:g}..{MOST:g}, got {_cut(cells[column])}.")
+            raise ValueError(f"{where}: {column} must be in {LEAST:g}..{MOST:g}, got {quoted(cells[column])}.")
     share = None
     if cells.get(LOCAL_SHARE):
         share = _number(where, LOCAL_SHARE, cells[LOCAL_SHARE])
         if not 0.0 <= share <= 1.0:
-            raise ValueError(f"{where}: {LOCAL_SHARE} must be in [0, 1], got {_cut(cells[LOCAL_SHARE])}.")
+            raise ValueError(f"{where}: {LOCAL_SHARE} must be in [0, 1], got {quoted(cells[LOCAL_SHARE])}.")
     return Point(name, measured[INTENSITY], measured[PERFORMANCE], share)
 
 
@@ -121,9 +123,4 @@ def _number(where: str, column: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{where}: {column} must be a number with a decimal point, got {_cut(text)}.") from None
-
-
-def _cut(text: str) -> str:
-    """A value quoted, and cut to fit an error message."""
-    return repr(text if len(text) <= 80 else f"{text[:77]}...")
+        raise ValueError(f"{where}: {column} must be a number with a decimal point, got {quoted(text)}.") from None

@@ -325,6 +325,14 @@ def test_train_then_compare_then_resume(run, small, trained):
     assert (trained / "policy.safetensors").read_bytes() == before
 
 
+def test_a_learned_policy_is_diagnosed(run, small, trained):
+    policy = trained / "policy.safetensors"
+    ended = run("diagnose", "--scenario", small, "--policy", policy, "--episodes", 2, "--json", "out.json")
+    assert (ended.code, ended.err) == (0, "")
+    assert "Diagnosis of learned on small (simulated) on chapter-2-socket" in ended.out
+    assert ended.json["leaf"] is not None
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten_unless_told(run, small, trained):
     before = {path.name: path.read_bytes() for path in trained.iterdir()}
     refused(run("train", "--scenario", small, *QUICK), "--out must be a folder without a run", "'runs/small'",

@@ -121,7 +121,7 @@ def test_a_dropped_task_counts_for_nothing_and_is_noted():
     huge = (Task(obj=2, num_bytes=1e6, flops=1e6, size=1e6, arrival_s=11.0), 0, 0)
     found, without = played(toy_machine(3), [FAR, NEAR, huge]), played(toy_machine(3), [FAR, NEAR])
     assert found.measured == without.measured
-    assert found.notes == ("1 tasks found no memory and were dropped: no figure counts them.",)
+    assert found.notes == ("1 task found no memory and had to be dropped: no figure tells of that.",)
 
 
 def test_a_machine_of_one_node_has_nothing_remote():

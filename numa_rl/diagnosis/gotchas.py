@@ -16,6 +16,7 @@ from enum import Enum
 from numa_rl.diagnosis.events import LINK_EVENTS, perf_stat
 from numa_rl.diagnosis.evidence import Evidence
 from numa_rl.diagnosis.tree import Thresholds
+from numa_rl.wording import counted
 
 
 class Gotcha(Enum):
@@ -91,7 +92,7 @@ def false_sharing(evidence: Evidence, limits: Thresholds) -> Finding | None:
     )
     sampled = _over("falsely_shared_share", evidence, limits)
     if sampled:
-        lines = "lines" if evidence.falsely_shared_lines is None else _count(evidence.falsely_shared_lines, "line")
+        lines = "lines" if evidence.falsely_shared_lines is None else counted(evidence.falsely_shared_lines, "line")
         summary = f"Threads take {lines} from each other though they touch different bytes."
         return Finding(Gotcha.FALSE_SHARING, _severity(sampled, limits), (sampled,), summary, commands)
     if (evidence.truly_shared_share or 0.0) > limits.falsely_shared_share:
@@ -240,8 +241,3 @@ def _severity(number: Number, limits: Thresholds) -> Severity:
     """Severe from a multiple of the threshold on."""
     severe = number.threshold is not None and number.value >= limits.severe_factor * number.threshold
     return Severity.SEVERE if severe else Severity.FOUND
-
-
-def _count(number: int, thing: str) -> str:
-    """A number of things: 1 line, 8 lines."""
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

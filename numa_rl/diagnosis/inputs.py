@@ -17,8 +17,8 @@ from numa_rl.diagnosis.numa_text import (
     read_vmstat,
 )
 from numa_rl.diagnosis.perf_stat import is_comment, read_perf_stat, separator_of
-from numa_rl.diagnosis.quoting import quoted
 from numa_rl.topology import Topology
+from numa_rl.wording import quoted
 
 MOST_BYTES = 64 * 2**20  # of a file: a day of perf in intervals of a second takes a few MiB
 MOST_LINE_CHARACTERS = 2**16  # a table of a thousand nodes takes a quarter of it

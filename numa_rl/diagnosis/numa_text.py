@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from numa_rl.diagnosis.perf_stat import MOST_COUNT
-from numa_rl.diagnosis.quoting import quoted
+from numa_rl.wording import quoted
 
 MOST_NODES = 1024  # Linux's own limit, MAX_NUMNODES
 MB = 2.0**20  # numastat's

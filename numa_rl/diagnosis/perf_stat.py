@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from numa_rl.diagnosis.quoting import quoted
+from numa_rl.wording import quoted
 
 SEPARATORS = (";", "\t", "|", ",")  # in the order tried: a comma may be part of an event's name
 MISSING = ("<not counted>", "<not supported>")

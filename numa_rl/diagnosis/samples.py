@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from numa_rl.coherence.samples import Samples
 from numa_rl.coherence.sharing import SharingReport, find_sharing
 from numa_rl.diagnosis.evidence import Evidence
-from numa_rl.diagnosis.quoting import quoted
 from numa_rl.topology import Topology
+from numa_rl.wording import quoted
 
 REQUIRED = ("thread", "address", "write")
 NODE = "node"

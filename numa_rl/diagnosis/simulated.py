@@ -26,6 +26,7 @@ from numa_rl.simulator.simulator import Simulator
 from numa_rl.simulator.state import Outcome
 from numa_rl.simulator.streams import latency_factor
 from numa_rl.topology import FloatArray, Topology
+from numa_rl.wording import counted
 
 Indices = npt.NDArray[np.integer]
 Figures = npt.NDArray[np.floating]
@@ -129,7 +130,8 @@ def _note_quality(simulator: Simulator, totals: dict[str, float], draft: Draft) 
             "half busy."
         )
     if totals["dropped"]:
-        draft.note(f"{totals['dropped']:.0f} tasks found no memory and were dropped: no figure counts them.")
+        dropped = counted(int(totals["dropped"]), "task")
+        draft.note(f"{dropped} found no memory and had to be dropped: no figure tells of that.")
 
 
 def _utilisation(counters: Counters, elapsed_s: float, moved: FloatArray, topology: Topology, draft: Draft) -> None:

@@ -18,6 +18,7 @@ from numa_rl.coherence.protocol import TransitionCosts
 from numa_rl.machines import builders
 from numa_rl.machines.hwloc import read_hwloc
 from numa_rl.topology import LoadedLatency, Topology
+from numa_rl.wording import cut
 
 CHAPTER_MACHINES = {
     "chapter-2-socket": builders.two_socket,
@@ -214,5 +215,4 @@ def _without_holes(matrix: Any) -> Any:
 
 def _show(value: Any) -> str:
     """A value as JSON, cut to fit an error message."""
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return cut(json.dumps(value))
