@@ -130,7 +130,7 @@ class Diagnose:
             status.update(f"playing {scheduler.name}")
             evidence = simulated_evidence(scenario, scheduler, num_episodes, self.seed or 0)
         who = f"{scheduler.name} (tuned)" if self.tuned else scheduler.name
-        first = f"numa-rl compare --scenario {shlex.quote(name)}  # who places better; the rest is for the real machine"
+        first = f"numa-rl compare --scenario {shlex.quote(name)}  # all rules; the rest is for real runs"
         return examine(evidence, f"{who} on {scenario.name} (simulated)", self.thresholds, (first,))
 
     def _measured(self, file: str) -> Report:
