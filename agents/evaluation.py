@@ -166,7 +166,7 @@ def _play(scheduler: Scheduler, world: World, machine: I64, episode: I64, num_th
 
     moved = local_bytes + remote_bytes
     arrival_s = world.workload.arrival_s[episode]
-    last_s = np.maximum(arrival_s[:, -1], simulator.totals["last_finish_s"])
+    last_s = np.maximum(arrival_s[:, -1], simulator.totals.last_finish_s)
     per_reference = 1.0 / (num_tasks * world.weights.reference_s)
     return EpisodeResults(
         machine=machine,

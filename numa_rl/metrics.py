@@ -234,7 +234,7 @@ def run_counters(simulator: Simulator, rows: npt.ArrayLike | None = None) -> Cou
         raise ValueError(f"rows must be on one machine, got machines {machine.tolist()}.")
     topology = simulator.topologies[machine[0]]
     moved = pair_bytes(simulator, index)
-    totals = simulator.totals[index]
+    totals = {name: values[index] for name, values in simulator.totals._asdict().items()}
     arrival_s = simulator.workload.arrival_s[state.episode[index]]
     last_s = np.take_along_axis(arrival_s, np.maximum(state.task[index] - 1, 0)[:, None], axis=1)[:, 0]
     return Counters(

@@ -252,7 +252,7 @@ def played(
         now_s = float(simulator.state.now_s[0])
         outcome = simulator.step(action[None])
         ends.append(now_s + float(outcome.exec_s[0] + outcome.comm_s[0]))
-    return np.array(ends), float(simulator.state.totals["last_finish_s"][0])
+    return np.array(ends), float(simulator.totals.last_finish_s[0])
 
 
 def reduce_s(family: AllReduce, topology: Topology, window_s: float, order: np.ndarray) -> float:

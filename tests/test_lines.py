@@ -18,7 +18,7 @@ from numa_rl.simulator.streams import migration_time, read_time
 @given(
     num_bytes=st.floats(1.0, 1e10),
     s_per_byte=st.floats(1e-12, 1e-6),
-    split_share=st.floats(0.0, 1.0),
+    split_share=st.just(0.0) | st.floats(1e-6, 1.0),
     merge_share=st.floats(0.0, 4.0),
     latency_s=st.floats(1e-9, 1e-2),
     most_bytes=st.floats(64.0, 1e9),

@@ -147,7 +147,7 @@ def test_a_run_by_hand():
     assert found["S_MC"] == pytest.approx(300 / elapsed_s / 100)
     assert found["B_load"] == pytest.approx(1 - (1.0 + 1.0 + 1.0) / 3)  # one of two nodes is busy at each decision
     assert found["F_migrate"] == 0.0
-    coherence_s = simulator.totals["coherence_s"][0]
+    coherence_s = simulator.totals.coherence_s[0]
     assert found["O_coherence"] == pytest.approx(coherence_s / (4.0 + coherence_s))
     assert found["rho"] == pytest.approx(4.0 / coherence_s)  # there are no inputs
     assert found["E"] == pytest.approx(3.0 / elapsed_s / 2)  # arrivals, work and bytes take 3 s each

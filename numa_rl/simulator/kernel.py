@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 
 from numa_rl.compilation import compiled
 from numa_rl.simulator.lines import ask_holder, cache_lines
-from numa_rl.simulator.state import EXCLUSIVE, OBJECT, Total
+from numa_rl.simulator.state import EXCLUSIVE, OBJECT
 from numa_rl.simulator.streams import (
     HALF,
     ONE,
@@ -34,12 +34,6 @@ from numa_rl.simulator.streams import (
     transfer_cost,
 )
 
-# numba reads module constants, not class attributes.
-COMPUTE_S, COMMUNICATION_S, MIGRATION_S, COHERENCE_S = map(
-    int, (Total.COMPUTE_S, Total.COMMUNICATION_S, Total.MIGRATION_S, Total.COHERENCE_S)
-)
-LOCAL_BYTES, REMOTE_BYTES, IMBALANCE = map(int, (Total.LOCAL_BYTES, Total.REMOTE_BYTES, Total.IMBALANCE))
-MIGRATIONS, DROPPED, LAST_FINISH_S = map(int, (Total.MIGRATIONS, Total.DROPPED, Total.LAST_FINISH_S))
 OBJECT_BYTES = OBJECT.itemsize
 AHEAD = 3  # rows between asking for an object's cache lines and using them
 
@@ -372,8 +366,6 @@ def reset_row(tasks, state, b, episode, machine, horizon):
     state.access_bytes[b, :] = 0.0
     state.passed_bytes[b, :] = 0.0
     state.pair_bytes[b, :] = ZERO
-    state.totals[b, :] = 0.0
-    state.totals[b, LAST_FINISH_S] = start
     for obj in range(state.objects.shape[1]):
         state.objects[b, obj].node = -1
         state.objects[b, obj].bytes = 0.0
@@ -386,30 +378,41 @@ def reset_row(tasks, state, b, episode, machine, horizon):
 
 
 @compiled
-def add_totals(state, outcome, b):
-    """Add what row b's decision led to, before time moves on."""
-    totals = state.totals[b]
-    totals[COMPUTE_S] += outcome.exec_s[b] - outcome.wait_s[b]
-    totals[COMMUNICATION_S] += outcome.comm_s[b]
-    totals[MIGRATION_S] += outcome.migration_s[b]
-    totals[COHERENCE_S] += outcome.coherence_s[b]
-    totals[LOCAL_BYTES] += outcome.local_bytes[b]
-    totals[REMOTE_BYTES] += outcome.remote_bytes[b]
-    totals[IMBALANCE] += outcome.imbalance[b]
-    totals[MIGRATIONS] += outcome.migrated[b]
-    totals[DROPPED] += outcome.out_of_memory[b]
-    finish = state.now_s[b] + outcome.exec_s[b] + outcome.comm_s[b]
-    totals[LAST_FINISH_S] = max(totals[LAST_FINISH_S], finish)
+def add(total, values, decided_s, first, last):
+    """Add the values of the rows that decided; a loop over two arrays becomes vector code."""
+    for b in range(first, last):
+        total[b] += values[b] if decided_s[b] >= 0.0 else 0.0
 
 
 @compiled
-def step_range(machines, tasks, state, outcome, actions, window_s, work, first, last):
+def add_totals(totals, outcome, decided_s, first, last):
+    """Add what the decisions of rows `first` to `last` led to; `decided_s` is when, negative for none."""
+    add(totals.compute_s, outcome.exec_s, decided_s, first, last)
+    add(totals.communication_s, outcome.comm_s, decided_s, first, last)
+    add(totals.migration_s, outcome.migration_s, decided_s, first, last)
+    add(totals.coherence_s, outcome.coherence_s, decided_s, first, last)
+    add(totals.local_bytes, outcome.local_bytes, decided_s, first, last)
+    add(totals.remote_bytes, outcome.remote_bytes, decided_s, first, last)
+    add(totals.imbalance, outcome.imbalance, decided_s, first, last)
+    add(totals.migrations, outcome.migrated, decided_s, first, last)
+    add(totals.dropped, outcome.out_of_memory, decided_s, first, last)
+    for b in range(first, last):
+        if decided_s[b] >= 0.0:
+            totals.compute_s[b] -= outcome.wait_s[b]
+            finish = decided_s[b] + outcome.exec_s[b] + outcome.comm_s[b]
+            totals.last_finish_s[b] = max(totals.last_finish_s[b], finish)
+
+
+@compiled
+def step_range(machines, tasks, state, outcome, totals, actions, window_s, work, decided_s, first, last):
     """Decide and advance rows `first` to `last`; a row whose episode is over is left alone."""
     for b in range(first, last):
         if b + AHEAD < last:
             fetch_objects(tasks, state, b + AHEAD, machines.cores.shape[1])
+        decided_s[b] = -1.0
         if state.task[b] < state.horizon[b]:
+            decided_s[b] = state.now_s[b]
             decide(machines, tasks, state, outcome, b, actions[b, 0], actions[b, 1], window_s, work)
-            add_totals(state, outcome, b)
             advance(tasks, state, b, window_s)
         outcome.finished[b] = state.task[b] >= state.horizon[b]
+    add_totals(totals, outcome, decided_s, first, last)

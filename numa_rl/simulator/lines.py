@@ -72,15 +72,13 @@ def cache_lines(machines, state, b, node, obj, num_bytes, write_fraction):
     """
     if num_bytes <= ZERO:
         return
-    holder = state.objects[b, obj].holder
-    if write_fraction > ZERO:
-        state.objects[b, obj].sharer = MODIFIED
-    elif state.objects[b, obj].cached_bytes <= ZERO:
-        state.objects[b, obj].sharer = EXCLUSIVE
-    elif holder != node:
-        state.objects[b, obj].sharer = holder
+    holder, sharer = state.objects[b, obj].holder, state.objects[b, obj].sharer
+    cached, size = state.objects[b, obj].cached_bytes > ZERO, np.float32(state.objects[b, obj].bytes)
+    # Choices of values and not of ways: which it will be is hard for a processor to foresee.
+    clean = (holder if holder != node else sharer) if cached else EXCLUSIVE
     passed = state.passed_bytes[b, node] + num_bytes
     state.passed_bytes[b, node] = passed
+    state.objects[b, obj].sharer = MODIFIED if write_fraction > ZERO else clean
     state.objects[b, obj].holder = node
     state.objects[b, obj].cached_at = passed
-    state.objects[b, obj].cached_bytes = min(num_bytes, np.float32(state.objects[b, obj].bytes))
+    state.objects[b, obj].cached_bytes = min(num_bytes, size)

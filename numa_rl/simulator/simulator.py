@@ -16,9 +16,10 @@ from numa_rl.simulator.parallel import Chunks
 from numa_rl.simulator.state import (
     Outcome,
     State,
-    Total,
+    Totals,
     allocate_outcome,
     allocate_state,
+    allocate_totals,
     compile_machines,
     compile_tasks,
 )
@@ -70,19 +71,15 @@ class Simulator:
         self.tasks = compile_tasks(workload)
         self.state: State = allocate_state(num_rows, self.machines, workload.num_objects)
         self.outcome: Outcome = allocate_outcome(num_rows)
+        self.totals: Totals = allocate_totals(num_rows)
         self.version = 0  # counts changes of the state
         self._work = np.zeros((self.chunks.count, self.num_nodes))
+        self._decided_s = np.zeros(num_rows)
 
     @property
     def num_nodes(self) -> int:
         """Number of nodes N of the largest machine."""
         return self.machines.max_nodes
-
-    @property
-    def totals(self) -> npt.NDArray[np.void]:
-        """The sums of `Total` over each row's episode so far, by name in lower case, shape (B,)."""
-        names = [(total.name.lower(), np.float64) for total in Total]
-        return self.state.totals.view(np.dtype(names))[:, 0]
 
     def reset(
         self,
@@ -123,6 +120,9 @@ class Simulator:
         ):
             reset_row(self.tasks, self.state, row, episode, machine, horizon)
             self.outcome.finished[row] = False
+        for total in self.totals:
+            total[index] = 0.0
+        self.totals.last_finish_s[index] = self.state.now_s[index]
 
     def step(self, actions: npt.NDArray[Any]) -> Outcome:
         """Decide the next task of every row; rows whose episode is over stay as they are.
@@ -138,9 +138,9 @@ class Simulator:
             ValueError: an action that names no node of the row's machine.
         """
         actions = self.checked(actions)
-        arrays = (self.machines, self.tasks, self.state, self.outcome, actions, self.window_s)
+        arrays = (self.machines, self.tasks, self.state, self.outcome, self.totals, actions, self.window_s)
         self.version += 1
-        self.chunks.run(lambda chunk, first, last: step_range(*arrays, self._work[chunk], first, last))
+        self.chunks.run(lambda chunk, first, last: step_range(*arrays, self._work[chunk], self._decided_s, first, last))
         return self.outcome
 
     def checked(self, actions: npt.NDArray[Any]) -> IntArray:

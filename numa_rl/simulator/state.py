@@ -11,7 +11,6 @@ several times faster than over three-dimensional arrays.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import IntEnum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -216,21 +215,6 @@ OBJECT = np.dtype(
 EXCLUSIVE, MODIFIED = -1, -2
 
 
-class Total(IntEnum):
-    """Sums over the decisions of an episode, by their place in `State.totals`."""
-
-    COMPUTE_S = 0  # roofline service time
-    COMMUNICATION_S = 1  # T_comm
-    MIGRATION_S = 2  # the migration in it
-    COHERENCE_S = 3  # the coherence in it
-    LOCAL_BYTES = 4
-    REMOTE_BYTES = 5
-    IMBALANCE = 6
-    MIGRATIONS = 7
-    DROPPED = 8  # tasks for which no node had room
-    LAST_FINISH_S = 9  # no sum: when the last task to end does
-
-
 class State(NamedTuple):
     """Everything that changes, B rows, allocated once; only the kernel writes it."""
 
@@ -248,7 +232,6 @@ class State(NamedTuple):
     access_bytes: F32  # (B, O * N) bytes recently moved between each object and each node
     passed_bytes: F64  # (B, N) bytes that have passed through each node's cache
     pair_bytes: F32  # (B, N * N * 2) all bytes read, then written, between each initiator and target
-    totals: F64  # (B, len(Total))
 
 
 def allocate_state(num_rows: int, machines: Machines, num_objects: int) -> State:
@@ -269,7 +252,6 @@ def allocate_state(num_rows: int, machines: Machines, num_objects: int) -> State
         access_bytes=np.zeros((b, num_objects * n), np.float32),
         passed_bytes=np.zeros((b, n), np.float64),
         pair_bytes=np.zeros((b, n * n * 2), np.float32),
-        totals=np.zeros((b, len(Total)), np.float64),
     )
 
 
@@ -301,3 +283,23 @@ def allocate_outcome(num_rows: int) -> Outcome:
         name: np.zeros(num_rows, kinds.get(name, np.float64)) for name in Outcome._fields
     }
     return Outcome(**arrays)
+
+
+class Totals(NamedTuple):
+    """Sums over the decisions of each row's episode so far, shape (B,) each."""
+
+    compute_s: F64  # roofline service time
+    communication_s: F64  # T_comm
+    migration_s: F64  # the migration in it
+    coherence_s: F64  # the coherence in it
+    local_bytes: F64
+    remote_bytes: F64
+    imbalance: F64
+    migrations: F64
+    dropped: F64  # tasks for which no node had room
+    last_finish_s: F64  # no sum: when the last task to end does
+
+
+def allocate_totals(num_rows: int) -> Totals:
+    """Totals of B rows, all zero."""
+    return Totals(*np.zeros((len(Totals._fields), num_rows), np.float64))
