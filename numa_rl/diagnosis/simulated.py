@@ -99,7 +99,7 @@ def run_evidence(watch: Watch) -> Evidence:
     simulator = watch.simulator
     counters = run_counters(simulator)
     topology = simulator.topologies[simulator.state.machine[0]]
-    totals = {name: float(simulator.totals[name].sum()) for name in simulator.totals.dtype.names or ()}
+    totals = {name: float(values.sum()) for name, values in simulator.totals._asdict().items()}
     elapsed_s = float(np.sum(counters.elapsed_s))
     if elapsed_s <= 0.0:
         raise ValueError(f"runs must take time to be diagnosed, got {elapsed_s} s.")
