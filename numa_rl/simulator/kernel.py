@@ -66,7 +66,9 @@ def fetch_objects(tasks, state, b, width):
         for p in range(-1, tasks.inputs.shape[2]):
             obj = tasks.object[e, t] if p < 0 else tasks.inputs[e, t, p]
             if obj >= 0:
-                prefetch(state.objects, (b * objects + obj) * OBJECT_BYTES)
+                start = (b * objects + obj) * OBJECT_BYTES  # an object may lie over two cache lines
+                prefetch(state.objects, start)
+                prefetch(state.objects, start + OBJECT_BYTES - 1)
                 prefetch(state.access_bytes, (b * objects + obj) * width * 4)
 
 

@@ -198,7 +198,7 @@ def compile_tasks(workload: Workload) -> Tasks:
     )
 
 
-# One object, together in a cache line: a decision touches few objects of many, so misses are what it waits for.
+# One object, together in 48 bytes: a decision touches few objects of many, so misses are what it waits for.
 OBJECT = np.dtype(
     [
         ("bytes", np.float64),  # its size now
