@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from numa_rl.simulator.simulator import Simulator
 from numa_rl.topology import LoadedLatency, Topology
 from numa_rl.workloads.workload import NEVER, NO_OBJECT, Workload
 
@@ -78,20 +77,6 @@ def toy_workload(*episodes: Sequence[Task], freed_after: dict[int, int] | None =
         input_bytes=np.reshape([[padded(task, 1, 0.0) for task in tasks] for tasks in episodes], shape),
         freed_after=[freed] * len(episodes),
     )
-
-
-def started(topology: Topology, workload: Workload, window_s: float = 10.0, **options: Any) -> Simulator:
-    """One row at the first task of the first episode."""
-    simulator = Simulator(topology, workload, 1, window_s=window_s, **options)
-    simulator.reset(0)
-    return simulator
-
-
-def decide(simulator: Simulator, *actions: tuple[int, int]) -> dict[str, Any]:
-    """Take these (task node, data node) one after another in every row; the last outcome of row 0."""
-    for action in actions:
-        outcome = simulator.step(np.tile(action, (simulator.num_rows, 1)))
-    return {name: values[0] for name, values in outcome._asdict().items()}
 
 
 seeds = st.integers(0, 2**32 - 1)

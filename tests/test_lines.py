@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from strategies import Task, decide, started, toy_machine, toy_workload
+from playing import decide, started
+from strategies import Task, toy_machine, toy_workload
 
 from numa_rl.coherence.protocol import LineState, TransitionCosts
 from numa_rl.communication.transfers import best_chunk_bytes, pipelined_s
@@ -100,6 +101,13 @@ def test_what_streams_through_a_cache_pushes_lines_out():
     half_left = coherence_s((WRITE, 0), (passing, 0), (WRITE, 1), llc_bytes=100.0)
     assert half_left == pytest.approx(0.5 * coherence_s((WRITE, 0), (WRITE, 1)))  # 100 - 70 of 60
     assert coherence_s((WRITE, 0), (passing, 0), (WRITE, 1), llc_bytes=70.0) == 0.0
+
+
+def test_an_access_to_nothing_does_not_renew_lines():
+    passing, nothing = Task(obj=1, num_bytes=70.0), Task(obj=2, reads=((0, 0.0),))
+    steps = ((WRITE, 0), (passing, 0), (nothing, 1), (passing, 0), (WRITE, 1))
+    left = coherence_s(*steps, llc_bytes=150.0)
+    assert left == pytest.approx(coherence_s((WRITE, 0), (WRITE, 1)) * (150 - 140) / 60)
 
 
 def test_no_more_lines_are_asked_for_than_the_access_touches():

@@ -47,14 +47,13 @@ def line_ratios(machines, state, b, obj, write_fraction):
 def ask_holder(machines, state, b, node, obj, num_bytes, write_fraction, window_s):
     """Seconds of cache-to-cache transitions when a core of `node` accesses an object [1].
 
-    What the holder still has of it is brought up to date.
+    What the holder still has of it is noted.
     """
     lines = cached_lines(machines, state, b, obj)
     state.objects[b, obj].cached_bytes = lines
     if lines <= ZERO:
         return ZERO
     holder, sharer = state.objects[b, obj].holder, state.objects[b, obj].sharer
-    state.objects[b, obj].cached_at = state.passed_bytes[b, holder]
     another, itself = line_ratios(machines, state, b, obj, write_fraction)
     ratio = itself if node == holder else another
     touched = min(lines, num_bytes)
