@@ -22,6 +22,10 @@ def main() -> None:
         _end(str(error), BAD_INPUT)
     except KeyboardInterrupt:
         _end("stopped", INTERRUPTED)
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, KeyboardInterrupt):  # so Python 3.11 wraps one that comes during an import
+            raise
+        _end("stopped", INTERRUPTED)
 
 
 def _end(message: str, code: int) -> None:

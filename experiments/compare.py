@@ -21,7 +21,7 @@ from envs.observation import Observer
 from envs.world import World
 from experiments.plots import plot_costs
 from experiments.scenario import Scenario, Split, load_scenario
-from experiments.tune import load_or_tune, require_at_least, require_writable, world_of, write_json
+from experiments.tune import load_or_tune, require_at_least, require_outputs, world_of, write_json
 from numa_rl.simulator.simulator import Simulator
 
 NUM_TIMED_CALLS = 200
@@ -59,9 +59,9 @@ class Compare:
         scenario = load_scenario(self.scenario)
         require_at_least(1, self.episodes, "--episodes")
         require_at_least(0, self.seed, "--seed")
-        for option, path in (("--json", self.json), ("--plot", self.plot)):
-            if path is not None:
-                require_writable(path, option)
+        require_outputs(
+            {"--json": self.json, "--plot": self.plot}, {"--policy": self.policy, "--scenario": Path(self.scenario)}
+        )
         if self.plot is not None and self.plot.suffix.lower() != ".png":
             raise ValueError(f"--plot must be a .png file, got {str(self.plot)!r}.")
         console = Console()
@@ -185,10 +185,10 @@ class Standing:
             "p99_response_s": self.p99_response_s,
             "remote_ratio": self.remote_ratio,
             "migrations_per_100_decisions": self.migrations_per_100,
-            "load_balance": self.load_balance,
+            "load_balance_mean": self.load_balance,
             "out_of_memory": self.out_of_memory,
             "decision_us": self.decision_us,
-            "metrics": results.median_metrics,
+            "metrics_median": results.median_metrics,
             "by_episode": by_episode | {"p99_response_s": results.p99_response_s.tolist()},
         }
 
@@ -370,8 +370,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         f"{comparison.scenario.name}: {comparison.num_episodes} test episodes of "
         f"{comparison.best_rule.results.response_s.shape[1]} decisions on {comparison.scenario.topology.name}; "
         "mean [95% bootstrap interval], paired by episode. wins: episodes cheaper than with the best rule; "
-        "p99: response time; remote: share of bytes between nodes; moves: migrations; OOM: tasks dropped; "
-        "us: time of one decision.",
+        "p99: response time; remote: share of bytes between nodes; moves: migrations; "
+        "B_load: 1 - sigma / mu of the nodes' outstanding work; OOM: tasks dropped; us: time of one decision.",
         style="dim",
         highlight=False,
         markup=False,

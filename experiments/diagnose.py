@@ -17,7 +17,7 @@ from experiments.compare import load_learned
 from experiments.diagnosis_report import print_report
 from experiments.scenario import load_scenario
 from experiments.simulated_run import NUM_EPISODES, rule_of, simulated_evidence
-from experiments.tune import require_at_least, require_writable, write_json
+from experiments.tune import require_at_least, require_outputs, write_json
 from numa_rl.diagnosis.evidence import Evidence
 from numa_rl.diagnosis.gotchas import Finding, find_gotchas, not_looked_for
 from numa_rl.diagnosis.inputs import MOST_BYTES, Kind, decode, evidence_of, kind_of
@@ -89,8 +89,10 @@ class Diagnose:
                 that is out of range or does not go with the input.
         """
         self._check_options()
-        if self.json is not None:
-            require_writable(self.json, "--json")
+        measured = None if self.file in (None, "-") else Path(self.file)
+        require_outputs(
+            {"--json": self.json}, {"the input": measured, "--samples": self.samples, "--policy": self.policy}
+        )
         console = Console()
         if self.scenario is not None:
             report = self._simulated(self.scenario, console)

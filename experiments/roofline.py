@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.points import Point, read_points
-from experiments.tune import require_writable, write_json
+from experiments.tune import require_outputs, write_json
 from numa_rl.ceilings import Ceilings, machine_ceilings, node_ceilings
 from numa_rl.machines.catalog import load_machine
 from numa_rl.roofline import Tuning, attainable, require_share, ridge_point, tuning
@@ -53,9 +53,9 @@ class Roofline:
         ceilings = machine_ceilings(topology) if self.node is None else node_ceilings(topology, self.node)
         title = topology.name if self.node is None else f"{topology.name}, node {self.node}"
         points = [] if self.points is None else read_points(self.points)
-        for option, path in (("--json", self.json), ("--plot", self.plot)):
-            if path is not None:
-                require_writable(path, option)
+        require_outputs(
+            {"--json": self.json, "--plot": self.plot}, {"--points": self.points, "--machine": Path(self.machine)}
+        )
         if self.plot is not None and self.plot.suffix.lower() != ".png":
             raise ValueError(f"--plot must be a .png file, got {str(self.plot)!r}.")
         chart = Chart(title, ceilings, _memory_ceilings(ceilings, self.local_shares), _stand(points, ceilings))

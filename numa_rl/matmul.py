@@ -181,17 +181,34 @@ def naive(a: Matrix, b: Matrix, num_nodes: int) -> DistributedProduct:
 
 
 def cannon_elements_per_step(m: int, k: int, n: int, num_nodes: int) -> float:
-    """MK/P + KN/P: what a node receives in one shift of Cannon's schedule where blocks are equal [1]."""
+    """MK/P + KN/P: what a node receives in one shift of Cannon's schedule where blocks are equal [1].
+
+    Raises:
+        ValueError: a size that is not a whole number >= 1, or P that is no square.
+    """
+    _require_shape(num_nodes, m=m, k=k, n=n)
+    if math.isqrt(num_nodes) ** 2 != num_nodes:
+        raise ValueError(f"num_nodes must be a square for Cannon's schedule, got {num_nodes}.")
     return (m * k + k * n) / num_nodes
 
 
 def summa_elements_per_node(m: int, k: int, n: int, rows: int, columns: int) -> float:
-    """MK/P (C - 1) + KN/P (R - 1): what a node receives in all of SUMMA where blocks are equal [3]."""
+    """MK/P (C - 1) + KN/P (R - 1): what a node receives in all of SUMMA where blocks are equal [3].
+
+    Raises:
+        ValueError: a size that is not a whole number >= 1.
+    """
+    _require_shape(rows * columns, m=m, k=k, n=n, rows=rows, columns=columns)
     return (m * k * (columns - 1) + k * n * (rows - 1)) / (rows * columns)
 
 
 def naive_elements_per_node(k: int, n: int, num_nodes: int) -> float:
-    """KN (P - 1) / P: what a node fetches of B where every node needs all of it and blocks are equal."""
+    """KN (P - 1) / P: what a node fetches of B where every node needs all of it and blocks are equal.
+
+    Raises:
+        ValueError: a size that is not a whole number >= 1.
+    """
+    _require_shape(num_nodes, k=k, n=n)
     return k * n * (num_nodes - 1) / num_nodes
 
 
@@ -206,10 +223,19 @@ def most_square_grid(num_nodes: int) -> tuple[int, int]:
     return rows, num_nodes // rows
 
 
+def _require_shape(num_nodes: int, **sizes: int) -> None:
+    """Raise ValueError naming the first of these that is not a whole number >= 1."""
+    for name, size in sizes.items():
+        _require_whole(name, size)
+    _require_whole("num_nodes", num_nodes)
+
+
 def _check(a: Matrix, b: Matrix, num_nodes: int) -> None:
     """Raise ValueError unless A B exists, is not empty, and there is a node to compute it."""
     _require_whole("num_nodes", num_nodes)
     for name, matrix in (("a", a), ("b", b)):
+        if not isinstance(matrix, np.ndarray):
+            raise ValueError(f"{name} must be a numpy array, got {type(matrix).__name__}.")
         if matrix.ndim != 2:
             raise ValueError(f"{name} must be 2-D, got shape {matrix.shape}.")
         if matrix.size == 0:

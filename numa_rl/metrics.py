@@ -50,6 +50,13 @@ def _ratio(above: Any, below: Any) -> Any:
         return np.divide(above, below, dtype=np.float64)[()]
 
 
+def _require_nodes(num_nodes: Any) -> None:
+    """Raise ValueError unless there is at least one node."""
+    counts = np.asarray(num_nodes, np.float64)
+    if not (counts >= 1.0).all():
+        raise ValueError(f"num_nodes must be >= 1, got {counts[~(counts >= 1.0)].flat[0]:g}.")
+
+
 def local_remote_ratio(local: Any, remote: Any) -> Any:
     """R_L/R = N_local / N_remote, of accesses or of bytes [1]; infinite where none is remote."""
     return _ratio(local, remote)
@@ -112,8 +119,7 @@ def parallel_efficiency(one_node_s: Any, run_s: Any, num_nodes: Any) -> Any:
     Raises:
         ValueError: fewer than one node.
     """
-    if np.any(np.asarray(num_nodes) < 1):
-        raise ValueError(f"num_nodes must be >= 1, got {np.min(num_nodes)}.")
+    _require_nodes(num_nodes)
     return _ratio(one_node_s, run_s) / num_nodes
 
 
@@ -125,9 +131,13 @@ def memory_efficiency(bytes_per_s: Any, peak_bytes_per_s: Any, num_nodes: Any = 
         peak_bytes_per_s: of one node.
         num_nodes: N.
 
+    Raises:
+        ValueError: fewer than one node, or a rate that is negative or NaN.
+
     >>> float(memory_efficiency(75e9, 100e9))  # exercise 3 [2], of each node
     0.75
     """
+    _require_nodes(num_nodes)
     return _ratio(bytes_per_s, np.multiply(peak_bytes_per_s, num_nodes))
 
 
@@ -195,13 +205,15 @@ def metrics(counters: Counters) -> dict[str, Any]:
         served, mean_capacity = np.sum(c.controller_bytes, axis=-1), capacity.mean(axis=-1)
         found["eta_mem"] = memory_efficiency(served, mean_capacity, capacity.shape[-1])
     if c.imbalance is not None:
-        found["B_load"] = 1.0 - c.imbalance
+        if not (np.asarray(c.imbalance) >= 0.0).all():
+            raise ValueError(f"imbalance must be >= 0, got {c.imbalance}.")
+        found["B_load"] = np.subtract(1.0, c.imbalance)
     if c.has("migrations", "elapsed_s"):
         found["F_migrate"] = migration_rate(c.migrations, c.elapsed_s)
     if c.has("compute_s", "communication_s"):
         found["rho"] = compute_to_communication(c.compute_s, c.communication_s)
         if c.coherence_s is not None:
-            found["O_coherence"] = coherence_overhead(c.coherence_s, c.compute_s + c.communication_s)
+            found["O_coherence"] = coherence_overhead(c.coherence_s, np.add(c.compute_s, c.communication_s))
     if c.has("one_node_s", "elapsed_s", "num_nodes"):
         found["E"] = parallel_efficiency(c.one_node_s, c.elapsed_s, c.num_nodes)
     return {name: found[name] for name in MEANINGS if name in found}

@@ -1,6 +1,7 @@
 """The command `numa-rl` as a person meets it: bad input costs one line and no time, and help names every option."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -195,6 +196,43 @@ def test_a_file_that_is_no_policy_is_refused_before_anything_is_tuned(run, untun
 
 
 # Places that cannot be written.
+
+
+POINTS = "name,intensity_flop_per_byte,performance_flop_per_s\ntriad,0.1,1e9\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("diagnose", "in.csv", "--json", "in.csv"), "--json must be another file than the input, got 'in.csv'"),
+        (("diagnose", "in.csv", "--json", "link.json"), "--json must be another file than the input, got 'link.json'"),
+        (("roofline", "--machine", "r815", "--points", "in.csv", "--json", "./in.csv"), "another file than --points"),
+        (("roofline", "--machine", "r815", "--plot", "a.png", "--json", "a.png"), "--plot must be another file than"),
+        (("compare", "--scenario", "in.csv", "--json", "in.csv"), "in.csv"),
+    ],
+)
+def test_what_is_read_is_never_overwritten(run, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    Path("in.csv").write_text(POINTS)
+    Path("link.json").symlink_to("in.csv")
+    refused(run(*arguments), message)
+    assert Path("in.csv").read_text() == POINTS
+
+
+def test_only_regular_files_are_written(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    refused(run("exercises", "--json", "pipe"), "--json must be a file that can be written, got 'pipe': Not a regular")
+    assert Path("pipe").is_fifo()
+
+
+def test_a_link_to_a_file_stays_a_link(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("real.json").write_text("{}")
+    Path("link.json").symlink_to("real.json")
+    assert run("exercises", "--json", "link.json").code in (None, 0)
+    assert Path("link.json").is_symlink()
+    assert "exercises" in json.loads(Path("real.json").read_text())
 
 
 @pytest.mark.parametrize("place", ["/proc/x", "file/below.json", "folder"])

@@ -27,6 +27,21 @@ seeds = st.integers(0, 2**32 - 1)
 dtypes = st.sampled_from(DTYPES)
 
 
+@pytest.mark.parametrize(
+    ("formula", "message"),
+    [
+        (lambda: cannon_elements_per_step(-480, 960, 720, 16), "m must be a whole number >= 1, got -480"),
+        (lambda: cannon_elements_per_step(480, 960, 720, 8), "num_nodes must be a square for Cannon's schedule, got 8"),
+        (lambda: summa_elements_per_node(480, 0, 720, 2, 4), "k must be a whole number >= 1, got 0"),
+        (lambda: naive_elements_per_node(960, 720, 0), "num_nodes must be a whole number >= 1, got 0"),
+        (lambda: naive([[1]], [[1]], 1), "a must be a numpy array, got list"),
+    ],
+)
+def test_formulas_and_products_refuse_what_is_no_product(formula, message):
+    with pytest.raises(ValueError, match=message):
+        formula()
+
+
 def matrices(m, k, n, dtype, seed):
     rng = np.random.default_rng(seed)
     if np.dtype(dtype).kind == "i":

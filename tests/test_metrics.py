@@ -86,6 +86,12 @@ def test_impossible_figures_are_refused():
         coherence_overhead(2.0, 1.0)
     with pytest.raises(ValueError, match="num_nodes must be >= 1, got 0"):
         parallel_efficiency(1.0, 1.0, 0)
+    with pytest.raises(ValueError, match="num_nodes must be >= 1, got nan"):
+        parallel_efficiency(1.0, 1.0, NAN)
+    with pytest.raises(ValueError, match="num_nodes must be >= 1, got 0"):
+        memory_efficiency(1.0, 1.0, 0)
+    with pytest.raises(ValueError, match="imbalance must be >= 0, got -1"):
+        metrics(Counters(imbalance=-1))
     with pytest.raises(ValueError, match=r"load must have a value for each node, got shape \(0,\)"):
         imbalance([])
     with pytest.raises(ValueError, match=r"load must be finite and >= 0, got -1.0"):
@@ -123,6 +129,13 @@ def test_what_was_not_counted_gives_no_metric():
     assert list(metrics(Counters(local=1.0, remote=2.0))) == ["R_L_R"]
     assert list(metrics(Counters(elapsed_s=1.0, migrations=2.0))) == ["F_migrate"]
     assert metrics(Counters()) == {}
+
+
+def test_lists_of_runs_are_counted_run_by_run():
+    found = metrics(Counters(compute_s=[1, 2], communication_s=[1, 1], coherence_s=[0.0, 0.75], imbalance=[0.5, 0]))
+    np.testing.assert_allclose(found["O_coherence"], [0.0, 0.25])
+    np.testing.assert_allclose(found["rho"], [1.0, 2.0])
+    np.testing.assert_allclose(found["B_load"], [0.5, 1.0])
 
 
 def test_capacities_are_one_for_each_link():
