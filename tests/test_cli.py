@@ -198,6 +198,24 @@ def test_a_file_that_is_no_policy_is_refused_before_anything_is_tuned(run, untun
 # Places that cannot be written.
 
 
+def test_an_interrupt_that_python_wraps_during_an_import_ends_as_any_other(run, monkeypatch):
+    def interrupted(*arguments: object) -> None:
+        raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
+
+    monkeypatch.setattr("experiments.commands.parse", interrupted)
+    ended = run("exercises")
+    assert (ended.code, ended.err) == (INTERRUPTED, "numa-rl: stopped\n")
+
+
+def test_an_error_of_our_own_keeps_its_traceback(run, monkeypatch):
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("experiments.commands.parse", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("exercises")
+
+
 POINTS = "name,intensity_flop_per_byte,performance_flop_per_s\ntriad,0.1,1e9\n"
 
 
