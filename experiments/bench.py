@@ -24,7 +24,7 @@ from agents.ppo.policy import PlacementPolicy
 from agents.vec_env import NumaVecEnv
 from envs.observation import ObservationKind
 from envs.world import Rows, World
-from experiments.tune import require_writable, write_json
+from experiments.files import require_writable, write_json
 from numa_rl.machines.builders import mesh
 from numa_rl.workloads.synthetic import SyntheticStream
 

@@ -19,9 +19,10 @@ from agents.scheduler import Scheduler
 from agents.statistics import Interval, mean_interval, ratio_interval, win_rate
 from envs.observation import Observer
 from envs.world import World
+from experiments.files import require_outputs, write_json
 from experiments.plots import plot_costs
 from experiments.scenario import Scenario, Split, load_scenario
-from experiments.tune import load_or_tune, require_at_least, require_outputs, world_of, write_json
+from experiments.tune import load_or_tune, require_at_least, world_of
 from numa_rl.simulator.simulator import Simulator
 
 NUM_TIMED_CALLS = 200

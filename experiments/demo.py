@@ -12,10 +12,11 @@ from rich.console import Console
 from agents.ppo.config import TrainingConfig
 from agents.ppo.storage import load_policy
 from experiments.compare import compare, print_comparison
+from experiments.files import write_json
 from experiments.plots import plot_costs
 from experiments.scenario import load_scenario
 from experiments.train import Train, prepare, train_policy
-from experiments.tune import load_or_tune, require_at_least, write_json
+from experiments.tune import load_or_tune, require_at_least
 
 SCENARIO = "llm-r815"
 

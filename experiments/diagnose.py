@@ -15,9 +15,10 @@ from rich.console import Console
 
 from experiments.compare import load_learned
 from experiments.diagnosis_report import print_report
+from experiments.files import require_outputs, write_json
 from experiments.scenario import load_scenario
 from experiments.simulated_run import NUM_EPISODES, rule_of, simulated_evidence
-from experiments.tune import require_at_least, require_outputs, write_json
+from experiments.tune import require_at_least
 from numa_rl.diagnosis.evidence import Evidence
 from numa_rl.diagnosis.gotchas import Finding, find_gotchas, not_looked_for
 from numa_rl.diagnosis.inputs import MOST_BYTES, Kind, decode, evidence_of, kind_of

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.chapter import EXERCISES, Exercise, Result
-from experiments.tune import require_writable, write_json
+from experiments.files import require_writable, write_json
 
 VERDICTS = {True: Text("agrees", "green"), False: Text("differs", "yellow"), None: Text("-", "dim")}
 

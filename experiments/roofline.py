@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments.files import require_outputs, write_json
 from experiments.points import Point, read_points
-from experiments.tune import require_outputs, write_json
 from numa_rl.ceilings import Ceilings, machine_ceilings, node_ceilings
 from numa_rl.machines.catalog import load_machine
 from numa_rl.roofline import Tuning, attainable, require_share, ridge_point, tuning

@@ -19,8 +19,9 @@ from agents.ppo.config import TrainingConfig
 from agents.ppo.training import Progress as Standing
 from agents.ppo.training import Trainer
 from experiments.cli import INTERRUPTED
+from experiments.files import require_writable, write_json
 from experiments.scenario import Split, load_scenario
-from experiments.tune import load_or_tune, require_at_least, require_writable, world_of, write_json
+from experiments.tune import load_or_tune, require_at_least, world_of
 
 RUN_FILE = "run.json"
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from agents.heuristics import make_rule, rule_names
 from agents.tuning import NUM_SETTINGS, TunedRule, tune_rule
 from envs import observation_kernel, reward
 from envs.world import World
+from experiments.files import require_writable, write_json
 from experiments.scenario import Scenario, Split, load_scenario
 from numa_rl.compilation import source_digest
 
@@ -172,61 +171,6 @@ def require_at_least(least: int, count: int, option: str) -> None:
     """Raise ValueError if a count is too small: here, before anything takes time or is overwritten."""
     if count < least:
         raise ValueError(f"{option} must be >= {least}, got {count}.")
-
-
-def require_outputs(outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None] | None = None) -> None:
-    """Raise ValueError unless every file to be written can be, and is neither written twice nor read.
-
-    Args:
-        outputs: files to be written later, by option; None for those not asked for.
-        inputs: files that are read, likewise.
-    """
-    taken = {path.resolve(): name for name, path in (inputs or {}).items() if path is not None}
-    for option, path in outputs.items():
-        if path is not None:
-            require_writable(path, option)
-            if path.resolve() in taken:
-                raise ValueError(f"{option} must be another file than {taken[path.resolve()]}, got {str(path)!r}.")
-            taken[path.resolve()] = option
-
-
-def require_writable(path: Path, what: str) -> None:
-    """Make the folder of a file to be written later, and raise ValueError if the file could not be written there."""
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(0, "Is a directory")
-        if path.exists() and not path.is_file():
-            raise OSError(0, "Not a regular file")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe = _temporary(path)
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"{what} must be a file that can be written, got {str(path)!r}: {error.strerror}.") from error
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file whole or not at all; numbers that JSON cannot say become null."""
-    path = path.resolve()  # what a link points to is replaced, not the link
-    temporary = _temporary(path)
-    try:
-        temporary.write_text(json.dumps(_finite(content), indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _finite(content: Any) -> Any:
-    """The same content with None for infinities and NaN."""
-    if isinstance(content, Mapping):
-        return {key: _finite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _table(scenario: Scenario, tuned: list[TunedRule], num_episodes: int) -> Table:
