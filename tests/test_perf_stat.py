@@ -133,6 +133,32 @@ def test_a_separator_that_nobody_guesses_is_taken_as_given():
         read_perf_stat("7,,cycles", "")
 
 
+def test_an_event_listed_twice_for_one_place_is_one_count():
+    twice = text(
+        line(100, "cycles"),
+        line(50, "cycle_activity.stalls_mem_any"),
+        line(110, "cycles", running=60.0),
+        line(21, "cycle_activity.stalls_l3_miss"),
+    )
+    perf = read_perf_stat(twice)
+    assert perf.counts[0] == Count("cycles", "", 105.0, "", 0.6)
+    assert perf.repeated == ("cycles",)
+    found = perf_evidence(perf)
+    assert (found.memory_stall_share, found.dram_stall_share) == (50 / 105, 0.2)
+    assert found.notes[0].startswith("cycles is listed more than once for one place: its counts were taken at")
+
+
+def test_an_event_listed_twice_in_each_interval_is_one_count_that_adds_up_over_time():
+    lines = [f"     {second}.000000000,{line(value, 'cycles')}" for second in (1, 2) for value in (second, second + 2)]
+    assert read_perf_stat(text(*lines)).counts == (Count("cycles", "", 2.0 + 3.0, "", 1.0),)
+
+
+def test_units_outside_the_cores_add_up_though_they_share_a_name():
+    perf = read_perf_stat(text(*[line(100, "unc_m_cas_count.rd", group=group) for group in ("S0", "S0", "S1")]))
+    assert [count.value for count in perf.counts] == [200.0, 100.0]
+    assert any("added up, as of several units" in note for note in perf_evidence(perf).notes)
+
+
 # Known answers: what counters mean.
 
 
@@ -407,9 +433,50 @@ def test_seconds_must_be_a_time(seconds):
         evidence({"cycles": 1}, seconds=seconds)
 
 
+def test_seconds_that_contradict_the_counts_are_refused():
+    counts = {"duration_time": 2e9, "numa_pages_migrated": 100}
+    assert evidence(counts, seconds=2.01).migrations_per_s == 50.0
+    with pytest.raises(ValueError, match=r"seconds must be the 2 s that the counts themselves say .*, got 3"):
+        evidence(counts, seconds=3.0)
+
+
+@pytest.mark.parametrize(
+    ("counts", "rule"),
+    [
+        ((100, 101, 0), "stalls_mem_any must be at most cycles (100), got 101"),
+        ((100, None, 150), "stalls_l3_miss must be at most cycles (100), got 150"),
+        ((100, 20, 30), "stalls_l3_miss must be at most stalls_mem_any (20), got 30"),
+        ((0, 1, 0), "stalls_mem_any must be at most cycles (0), got 1"),
+    ],
+)
+def test_cores_that_wait_longer_than_they_run_are_refused(counts, rule):
+    names = ("cycles", "cycle_activity.stalls_mem_any", "cycle_activity.stalls_l3_miss")
+    given_counts = {name: count for name, count in zip(names, counts, strict=True) if count is not None}
+    with pytest.raises(ValueError, match=re.escape(rule)):
+        evidence(given_counts)
+
+
+def test_scaled_counts_may_contradict_each_other_a_little():
+    stalls = [line(103, "cycle_activity.stalls_mem_any", running=50.0), line(100, "cycles", running=50.0)]
+    assert perf_evidence(read_perf_stat(text(*stalls))).memory_stall_share == 1.0
+
+
 # Laws.
 
-COUNTS = st.dictionaries(st.sampled_from([*EVENTS]), st.integers(0, 10**15), min_size=1)
+STALLS = {Quantity.CYCLES: 2, Quantity.MEMORY_STALL_CYCLES: 1, Quantity.DRAM_STALL_CYCLES: 0}
+
+
+def possible(counts: Mapping[str, int]) -> dict[str, int]:
+    """The same counts, where cores wait for no longer than they run."""
+    ranks = {event: STALLS.get(EVENTS[event].quantity) for event in counts}
+    return {
+        event: count if (rank := ranks[event]) is None else count % 10**4 * 10 ** (4 * rank) + rank * 10 ** (4 * rank)
+        for event, count in counts.items()
+    }
+
+
+EVENTS_BUT_TIME = st.sampled_from([event for event in EVENTS if event != "duration_time"])
+COUNTS = st.dictionaries(EVENTS_BUT_TIME, st.integers(0, 10**15), min_size=1).map(possible)
 
 
 @given(COUNTS, st.floats(1e-3, 1e6))
@@ -419,13 +486,13 @@ def test_any_counts_make_evidence_in_range(counts, seconds):
 
 @given(COUNTS, st.integers(2, 9))
 def test_intervals_do_not_matter_but_for_the_time(counts, parts):
-    whole = evidence({event: value * parts for event, value in counts.items()}, machine=True, seconds=3.0)
+    whole = evidence({event: value * parts for event, value in counts.items()}, machine=True, seconds=parts)
     lines = [
         f"     {second}.000000000,{value},,{event},1000,100.00,,"
         for second in range(1, parts + 1)
         for event, value in counts.items()
     ]
-    split = perf_evidence(read_perf_stat(text(*lines)), XEON, seconds=3.0)
+    split = perf_evidence(read_perf_stat(text(*lines)), XEON)
     assert split.measured == pytest.approx(whole.measured)
 
 

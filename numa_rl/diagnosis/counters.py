@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from numa_rl.diagnosis.events import FILLS, LOADS, NODE, OFFCORE, Quantity
+from numa_rl.diagnosis.events import FILLS, LOADS, NODE, OFFCORE, Quantity, is_of_units
 from numa_rl.diagnosis.evidence import Draft, Evidence
 from numa_rl.diagnosis.perf_stat import PerfStat
 from numa_rl.diagnosis.totals import Totals
@@ -19,6 +19,8 @@ from numa_rl.metrics import migration_rate
 from numa_rl.topology import DEFAULT_PAGE_MOVE_S, Topology
 
 RARELY_RUNNING = 0.2  # below this share of the time, perf's scaling of a multiplexed count is a guess
+SAME_TIME = 0.01  # two times differ by rounding, and by what perf takes to start
+GUESSED = 0.05  # by so much may counts that perf scaled up contradict each other
 ANSWERS = (
     Quantity.LOCAL_DRAM,
     Quantity.REMOTE_DRAM,
@@ -41,19 +43,20 @@ def perf_evidence(
     Args:
         perf: the counts.
         topology: the machine they were taken on: capacities of controllers and links; None where unknown.
-        seconds: how long the counters ran; None to take it from the counts.
+        seconds: how long the counters ran, where the counts do not say; None to take it from them.
         ignore_unknown: whether to pass over counters that are unknown.
 
     Raises:
-        ValueError: a counter is unknown, or seconds is not finite and > 0.
+        ValueError: a counter is unknown, seconds is not finite and > 0 or not what the counts say, or cores wait for
+            longer than they run.
     """
     if seconds is not None and not 0.0 < seconds < math.inf:
         raise ValueError(f"seconds must be finite and > 0, got {seconds}.")
     totals = Totals(perf, ignore_unknown=ignore_unknown)
     draft = Draft()
-    elapsed_s = seconds or _elapsed_s(perf, totals)
+    elapsed_s = _agreed_s(seconds, _elapsed_s(perf, totals))
     _note_quality(perf, totals, draft)
-    _stalls(totals, draft)
+    _stalls(totals, draft, 1.0 + GUESSED * any(count.running_share < 1.0 for count in perf.counts))
     _remote(totals, draft)
     _intensity(totals, draft)
     _cpu_migrations(totals, draft)
@@ -77,12 +80,24 @@ def _elapsed_s(perf: PerfStat, totals: Totals) -> float | None:
     return max(totals.groups(Quantity.ELAPSED_SECONDS).values(), default=0.0) or None
 
 
+def _agreed_s(given: float | None, counted: float | None) -> float | None:
+    """The time in which things were counted: the file's own, which a given one must agree with."""
+    if given is None or counted is None:
+        return given if counted is None else counted
+    if abs(given - counted) > SAME_TIME * counted:
+        raise ValueError(f"seconds must be the {counted:g} s that the counts themselves say they took, got {given:g}.")
+    return counted
+
+
 def _note_quality(perf: PerfStat, totals: Totals, draft: Draft) -> None:
     """Say which counts to distrust."""
     if totals.ignored:
         draft.note(f"Ignored, since unknown: {', '.join(dict.fromkeys(totals.ignored))}.")
     if perf.not_counted:
         draft.note(f"The machine did not count: {', '.join(perf.not_counted)}.")
+    for event in perf.repeated:
+        taken = "added up, as of several units" if is_of_units(event) else "taken at their mean, as one count"
+        draft.note(f"{event} is listed more than once for one place: its counts were {taken}.")
     for count in perf.counts:
         if count.running_share < RARELY_RUNNING:
             where = f" on {count.group}" if count.group else ""
@@ -92,16 +107,25 @@ def _note_quality(perf: PerfStat, totals: Totals, draft: Draft) -> None:
             )
 
 
-def _stalls(totals: Totals, draft: Draft) -> None:
-    """Shares of the cycles in which cores wait."""
+def _stalls(totals: Totals, draft: Draft, slack: float) -> None:
+    """Shares of the cycles in which cores wait; `slack` is how many times too large a part may be."""
     cycles = totals.total(Quantity.CYCLES)
+    if cycles is None:
+        return
+    memory, dram = (totals.total(quantity) for quantity in (Quantity.MEMORY_STALL_CYCLES, Quantity.DRAM_STALL_CYCLES))
+    for event, part, whole_event, whole in (
+        ("stalls_mem_any", memory, "cycles", cycles),
+        ("stalls_l3_miss", dram, "cycles", cycles),
+        ("stalls_l3_miss", dram, "stalls_mem_any", memory),
+    ):
+        if part is not None and whole is not None and part > whole * slack:
+            raise ValueError(f"{event} must be at most {whole_event} ({whole:.0f}), got {part:.0f}.")
     if not cycles:
         return
-    for figure, quantity, event in (
-        ("memory_stall_share", Quantity.MEMORY_STALL_CYCLES, "stalls_mem_any"),
-        ("dram_stall_share", Quantity.DRAM_STALL_CYCLES, "stalls_l3_miss"),
+    for figure, stalled, event in (
+        ("memory_stall_share", memory, "stalls_mem_any"),
+        ("dram_stall_share", dram, "stalls_l3_miss"),
     ):
-        stalled = totals.total(quantity)
         if stalled is not None:
             draft.add(figure, min(stalled / cycles, 1.0), f"{event} / cycles")
 

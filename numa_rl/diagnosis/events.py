@@ -46,6 +46,9 @@ class Quantity(Enum):
     UNUSED = auto()
 
 
+OF_UNITS = (Quantity.MEMORY_BYTES, Quantity.LINK_BYTES_IN, Quantity.LINK_BYTES_OUT)
+
+
 @dataclass(frozen=True)
 class Meaning:
     """What one event counts, and how.
@@ -234,6 +237,12 @@ def meaning_of(event: str) -> Meaning | None:
             if re.fullmatch(pattern, response["answer"]):
                 return Meaning(quantity, family=f"{OFFCORE}.{response['request']}")
     return None
+
+
+def is_of_units(event: str) -> bool:
+    """Whether units outside the cores count an event: memory controllers and links, of which a socket has several."""
+    meaning = meaning_of(event)
+    return meaning is not None and meaning.quantity in OF_UNITS
 
 
 def known_events() -> list[str]:

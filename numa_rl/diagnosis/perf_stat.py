@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from numa_rl.diagnosis.events import is_of_units
 from numa_rl.wording import quoted
 
 SEPARATORS = (";", "\t", "|", ",")  # in the order tried: a comma may be part of an event's name
@@ -61,11 +62,46 @@ class PerfStat:
         counts: one for each event and group.
         elapsed_s: the last time stamp, seconds; None without `-I`.
         not_counted: events that the machine did not count.
+        repeated: events listed more than once for one group and time, as where two of perf's groups hold them.
     """
 
     counts: tuple[Count, ...]
     elapsed_s: float | None
     not_counted: tuple[str, ...]
+    repeated: tuple[str, ...] = ()
+
+
+@dataclass
+class _Sum:
+    """One event of one group in the making: the intervals before, and what the present one lists.
+
+    A core counts an event once: listed again, it is the same count, and the mean stands. Of counters outside the cores
+    perf may list every unit under one name: these add up.
+    """
+
+    unit: str
+    before: float = 0.0
+    time_s: float | None = None
+    listed: float = 0.0
+    times_listed: int = 0
+    most_listed: int = 0
+    running_share: float = 1.0
+
+    def add(self, line: Line, value: float) -> None:
+        """Take in a line."""
+        if self.unit != line.unit:
+            raise ValueError(f"unit of {line.event} must stay {self.unit!r}, got {line.unit!r}.")
+        if line.time_s != self.time_s:
+            self.before, self.time_s = self.value(line.event), line.time_s
+            self.listed, self.times_listed = 0.0, 0
+        self.listed += value
+        self.times_listed += 1
+        self.most_listed = max(self.most_listed, self.times_listed)
+        self.running_share = min(self.running_share, line.running_share)
+
+    def value(self, event: str) -> float:
+        """The count so far."""
+        return self.before + self.listed / (1 if is_of_units(event) else max(self.times_listed, 1))
 
 
 @dataclass(frozen=True)
@@ -111,7 +147,7 @@ def read_perf_stat(text: str, separator: str | None = None) -> PerfStat:
     """
     if separator is not None and len(separator) != 1:
         raise ValueError(f"separator must be one character, got {separator!r}.")
-    sums: dict[tuple[str, str], Count] = {}
+    sums: dict[tuple[str, str], _Sum] = {}
     not_counted: dict[str, None] = {}
     elapsed_s: float | None = None
     for number, raw in enumerate(text.splitlines(), start=1):
@@ -129,23 +165,19 @@ def read_perf_stat(text: str, separator: str | None = None) -> PerfStat:
             if line.value is None:
                 not_counted[line.event] = None
             else:
-                _add(sums, line, line.value)
+                sums.setdefault((line.event, line.group), _Sum(line.unit)).add(line, line.value)
         except ValueError as error:
             raise ValueError(f"line {number}: {error}") from None
     if not sums and not not_counted:
         raise ValueError("must hold at least one line of counts, got none.")
+    counts = tuple(
+        Count(event, group, total.value(event), total.unit, total.running_share)
+        for (event, group), total in sums.items()
+    )
     counted = {event for event, _ in sums}
-    return PerfStat(tuple(sums.values()), elapsed_s, tuple(event for event in not_counted if event not in counted))
-
-
-def _add(sums: dict[tuple[str, str], Count], line: Line, value: float) -> None:
-    """Add a line's count to those of the same event and group."""
-    key = (line.event, line.group)
-    before = sums.get(key, Count(line.event, line.group, 0.0, line.unit, 1.0))
-    if before.unit != line.unit:
-        raise ValueError(f"unit of {line.event} must stay {before.unit!r}, got {line.unit!r}.")
-    share = min(before.running_share, line.running_share)
-    sums[key] = Count(line.event, line.group, before.value + value, line.unit, share)
+    repeated = dict.fromkeys(event for (event, _), total in sums.items() if total.most_listed > 1)
+    missing = tuple(event for event in not_counted if event not in counted)
+    return PerfStat(counts, elapsed_s, missing, tuple(repeated))
 
 
 def _line(raw: str, separator: str) -> Line | None:
