@@ -20,7 +20,7 @@ from experiments.scenario import load_scenario
 from experiments.simulated_run import NUM_EPISODES, rule_of, simulated_evidence
 from experiments.tune import require_at_least
 from numa_rl.diagnosis.evidence import Evidence
-from numa_rl.diagnosis.gotchas import Finding, find_gotchas, not_looked_for
+from numa_rl.diagnosis.gotchas import Finding, Gotcha, find_gotchas, not_looked_for
 from numa_rl.diagnosis.inputs import MOST_BYTES, Kind, decode, evidence_of, kind_of
 from numa_rl.diagnosis.numa_text import read_node_list
 from numa_rl.diagnosis.samples import samples_evidence
@@ -184,6 +184,7 @@ class Report:
         evidence: what was measured.
         diagnosis: the walk through the tree.
         findings: the gotchas seen.
+        not_measured: the gotchas that nothing measured could show.
         first: what to run before all else.
     """
 
@@ -191,6 +192,7 @@ class Report:
     evidence: Evidence
     diagnosis: Diagnosis
     findings: tuple[Finding, ...]
+    not_measured: tuple[Gotcha, ...]
     first: tuple[str, ...] = ()
 
     @property
@@ -216,7 +218,7 @@ class Report:
             "tuning": None if diagnosis.tuning is None else asdict(diagnosis.tuning),
             "missing": diagnosis.missing,
             "gotchas": [asdict(finding) for finding in self.findings],
-            "gotchas_not_looked_for": not_looked_for(self.evidence),
+            "gotchas_not_looked_for": self.not_measured,
             "commands": self.commands,
         }
         plain: dict[str, Any] = _plain(content)
@@ -225,7 +227,8 @@ class Report:
 
 def examine(evidence: Evidence, source: str, thresholds: Thresholds, first: tuple[str, ...] = ()) -> Report:
     """Walk the tree and look for gotchas, whatever the evidence was taken from."""
-    return Report(source, evidence, diagnose(evidence, thresholds), tuple(find_gotchas(evidence, thresholds)), first)
+    findings, unknown = find_gotchas(evidence, thresholds), not_looked_for(evidence, thresholds)
+    return Report(source, evidence, diagnose(evidence, thresholds), tuple(findings), tuple(unknown), first)
 
 
 def read_text(name: str) -> str:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from numa_rl.diagnosis.gotchas import Gotcha, Severity, not_looked_for
+from numa_rl.diagnosis.gotchas import Gotcha, Severity
 from numa_rl.diagnosis.tree import Diagnosis, Step
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def _print_findings(report: Report, console: Console) -> None:
             .append(f"{finding.gotcha.value}, {finding.severity.value}", style=SEVERITIES[finding.severity])
             .append(f" ({numbers}). {finding.summary}", style="not bold")
         )
-    unknown = not_looked_for(report.evidence)
+    unknown = report.not_measured
     seen = {finding.gotcha for finding in report.findings}
     absent = [gotcha.value for gotcha in Gotcha if gotcha not in seen and gotcha not in unknown]
     if absent:

@@ -217,6 +217,13 @@ def test_gotchas_without_a_figure_are_not_said_to_be_absent():
     ]
 
 
+def test_pages_on_several_nodes_do_not_clear_a_process_whose_threads_are_unknown():
+    assert Gotcha.WRONG_NODE in not_looked_for(Evidence(largest_node_share=0.6))
+    assert Gotcha.WRONG_NODE not in not_looked_for(Evidence(largest_node_share=0.6, thread_nodes=2))
+    assert Gotcha.WRONG_NODE not in not_looked_for(Evidence(largest_node_share=0.95))  # suspected
+    assert Gotcha.WRONG_NODE in not_looked_for(Evidence(largest_node_share=0.95), Thresholds(largest_node_share=0.99))
+
+
 def test_every_gotcha_has_its_look_and_the_figures_it_looks_at():
     assert list(GOTCHAS) == list(Gotcha)
     names = {item.name for item in fields(Evidence)}

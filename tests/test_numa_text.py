@@ -296,6 +296,13 @@ def test_a_node_that_the_machine_lacks_is_refused():
         numa_maps_evidence(read_numa_maps(MAPS), small, thread_nodes=(7,))
 
 
+def test_nodes_of_threads_must_be_in_the_table_and_of_a_process():
+    with pytest.raises(ValueError, match=r"must be among the table's \(0, 1; -z leaves some out\), got 5"):
+        numastat_evidence(read_numastat(PROCESS), None, thread_nodes=(0, 5))
+    with pytest.raises(ValueError, match=r"must go with a process's table \(numastat -p PID\), got the whole"):
+        numastat_evidence(read_numastat(SYSTEM), None, thread_nodes=(0,))
+
+
 # Laws.
 
 

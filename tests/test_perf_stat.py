@@ -363,6 +363,18 @@ def test_the_upi_event_that_perf_calls_bytes_is_in_millions_of_them():
     assert found.busiest_link == "links out of all nodes"
 
 
+def test_more_than_the_capacity_is_shown_and_said_to_be_impossible():
+    counts = [line(4e9, "unc_m_cas_count.rd"), line(1e11, "unc_upi_rxl_flits.all_data")]
+    found = perf_evidence(read_perf_stat(text(*counts)), XEON, seconds=1.0)
+    assert found.controller_utilisation > 1.1
+    assert [note for note in found.notes if "of capacity cannot be" in note] == [
+        "memory of all nodes: 113% of capacity cannot be: check the seconds, the machine or the counts.",
+        "links into all nodes: 698% of capacity cannot be: check the seconds, the machine or the counts.",
+    ]
+    full = perf_evidence(read_perf_stat(text(line(3.5e9, "unc_m_cas_count.rd"))), XEON, seconds=1.0)
+    assert not any("cannot be" in note for note in full.notes)
+
+
 def test_sockets_of_several_nodes_share_their_capacity():
     machine = load_machine("xeon-8269cy-snc2")  # four nodes on two sockets
     counts = [line(2e9, "unc_m_cas_count.rd", group="S0"), line(1e9, "unc_m_cas_count.rd", group="S1")]

@@ -218,9 +218,18 @@ GOTCHAS: dict[Gotcha, tuple[Look, tuple[set[str], ...]]] = {
 }
 
 
-def not_looked_for(evidence: Evidence) -> list[Gotcha]:
-    """Gotchas whose figures were not measured: not to find them says nothing."""
-    measured = evidence.measured.keys()
+def not_looked_for(evidence: Evidence, thresholds: Thresholds | None = None) -> list[Gotcha]:
+    """Gotchas whose figures were not measured: not to find them says nothing.
+
+    Args:
+        evidence: what was measured.
+        thresholds: as for `find_gotchas`.
+    """
+    measured = set(evidence.measured)
+    # A crowded node raises suspicion; one that is not clears nobody where the threads' nodes are unknown.
+    crowded = _over("largest_node_share", evidence, thresholds or Thresholds())
+    if crowded is None and evidence.thread_nodes is None and evidence.num_nodes != 1:
+        measured.discard("largest_node_share")
     return [gotcha for gotcha, (_, sets) in GOTCHAS.items() if not any(figures <= measured for figures in sets)]
 
 

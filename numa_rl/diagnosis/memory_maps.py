@@ -27,11 +27,18 @@ def numastat_evidence(table: NodeTable, topology: Topology | None, thread_nodes:
         thread_nodes: nodes that the process's threads run on; empty where unknown.
 
     Raises:
-        ValueError: the machine lacks a node that the table or `thread_nodes` has, or no process has any memory.
+        ValueError: the machine lacks a node that the table or `thread_nodes` has, the table lacks a node that
+            `thread_nodes` has or is of the system as a whole, or no process has any memory.
     """
     draft = Draft()
     draft.figures["num_nodes"] = len(table.nodes)
     _check_nodes((*table.nodes, *thread_nodes), topology)
+    if thread_nodes and not table.is_process:
+        raise ValueError("nodes of threads must go with a process's table (numastat -p PID), got the whole system's.")
+    absent = sorted(set(thread_nodes) - set(table.nodes))
+    if absent:
+        shown = ", ".join(map(str, table.nodes))
+        raise ValueError(f"nodes of threads must be among the table's ({shown}; -z leaves some out), got {absent[0]}.")
     if table.is_process:
         on_node = {node: math.fsum(row.get(node, 0.0) for row in table.rows.values()) for node in table.nodes}
         _process_memory(on_node, topology, thread_nodes, draft)

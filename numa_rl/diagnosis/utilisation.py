@@ -18,6 +18,8 @@ from numa_rl.diagnosis.totals import ByGroup, Totals
 from numa_rl.metrics import controller_saturation, imbalance, link_utilisation
 from numa_rl.topology import Topology
 
+MOST_UTILISATION = 1.05  # beyond what capacities are known to
+
 
 def add_controllers(totals: Totals, elapsed_s: float, topology: Topology, draft: Draft) -> None:
     """S_MC of the busiest socket, or of the whole machine where sockets were not told apart."""
@@ -33,6 +35,7 @@ def add_controllers(totals: Totals, elapsed_s: float, topology: Topology, draft:
     busiest = max(load, key=lambda group: load[group])
     draft.add("controller_utilisation", load[busiest], "memory controllers' bytes / seconds / capacity")
     draft.figures["busiest_controller"] = _label("memory of", busiest, nodes[busiest])
+    _note_impossible(draft, "controller")
 
 
 def add_links(totals: Totals, elapsed_s: float, topology: Topology, draft: Draft) -> None:
@@ -57,6 +60,7 @@ def add_links(totals: Totals, elapsed_s: float, topology: Topology, draft: Draft
                 draft.figures["busiest_link"] = _label(way, group, members)
     if best >= 0.0:
         draft.add("link_utilisation", best, "data flits' bytes / seconds / capacity")
+        _note_impossible(draft, "link")
 
 
 def add_controller_imbalance(totals: Totals, draft: Draft) -> None:
@@ -64,6 +68,14 @@ def add_controller_imbalance(totals: Totals, draft: Draft) -> None:
     loads = list(totals.groups(Quantity.MEMORY_BYTES).values())
     if len(loads) > 1 and sum(loads) > 0.0:
         draft.add("controller_imbalance", float(imbalance(loads)), "sigma / mu of controllers' bytes")
+
+
+def _note_impossible(draft: Draft, kind: str) -> None:
+    """Say so where more went through a controller or link than it can carry."""
+    utilisation = draft.figures[f"{kind}_utilisation"]
+    if isinstance(utilisation, float) and utilisation > MOST_UTILISATION:
+        where = draft.figures[f"busiest_{kind}"]
+        draft.note(f"{where}: {utilisation:.0%} of capacity cannot be: check the seconds, the machine or the counts.")
 
 
 def _nodes_of_groups(groups: ByGroup, topology: Topology, draft: Draft) -> dict[str, list[int]]:
