@@ -116,6 +116,7 @@ def test_a_line_that_counts_nothing_new_is_passed_over(more):
         ("5,,cycles,696165,100.00,,\nhello world", "line 2: must have at least a count, a unit and an event"),
         ("5,,cycles,696165,100.00,,\nfive,,cycles,696165,100.00,,", "line 2: count must be a number"),
         ("5,,cycles,696165,100.00,,\n5,ns,cycles,696165,100.00,,", "line 2: unit of cycles must stay '', got 'ns'"),
+        ("1.000,100,,cycles,696165,100.00,,", "must open with a count, or with a time stamp of nine decimals"),
         ("S0,1", "counts as `perf stat -x,` prints them"),
         ("# nothing else\n\n", "must hold at least one line of counts, got none"),
         (f"{2**64 + 2**12},,cycles,1,100.00,,", "count must be in 0..2**64, got '18446744073709555712'"),
@@ -432,10 +433,16 @@ def test_a_counter_that_ran_rarely_is_named():
     assert not any("of the time" in note for note in often.notes)
 
 
-def test_an_unknown_counter_is_refused_with_those_known():
-    with pytest.raises(ValueError, match=r"counter must be one of unc_m_cas_count.rd, .*, got 'unc_m_bogus'"):
-        evidence({"cycles": 1, "unc_m_bogus": 2})
-    with pytest.raises(ValueError, match="got 'bogus'"):
+def test_an_unknown_counter_is_refused_with_its_line_and_the_nearest_names():
+    rule = (
+        rf"^line 4: counter 'unc_m_cas_cnt.rd' is unknown; it must be one of the {len(known_events())} known, such as "
+    )
+    with pytest.raises(ValueError, match=rule + r"unc_m_cas_count.rd, .*--ignore-unknown") as refused:
+        evidence({"cycles": 1, "unc_m_cas_cnt.rd": 2})
+    assert len(str(refused.value)) < 400
+    with pytest.raises(ValueError, match=r"line 1: counter 'qqq' is unknown; .* known \(or pass"):
+        perf_evidence(read_perf_stat("<not supported>,,qqq,0,100.00,,"))
+    with pytest.raises(ValueError, match="counter 'bogus' is unknown"):
         perf_evidence(read_perf_stat("<not supported>,,bogus,0,100.00,,"))
 
 

@@ -27,11 +27,14 @@ TITLE = re.compile(r"Per-node (?P<what>process memory usage|numastat info|system
 RULE = re.compile(r"[-\s]+")
 FIGURE = re.compile(r"-?\d+(\.\d+)?")
 PROCESS_TITLE = "process memory usage"
+TOTAL = "Total"
+LAST_DIGIT = 0.01  # of numastat's MB
 
 POLICY = r"(?:default|local|bind|interleave|weighted interleave|prefer(?: \(many\))?)(?:=\w+(?:\|\w+)*)?(?::[\d,-]+)?"
 MAPPING = re.compile(rf"(?P<address>[0-9a-f]{{8,16}}) (?P<policy>{POLICY})(?P<items>(?: .*)?)")
 PAGES = re.compile(r"N(\d{1,5})=(\d{1,18})")
 PAGE_SIZE = re.compile(r"kernelpagesize_kB=(\d{1,9})")
+STATED = re.compile(r"(mapped|anon|dirty)=(\d{1,18})")
 COUNTED = re.compile(r"N\d.*|kernelpagesize_kB.*")  # what must be one of these two
 
 NAME_VALUE = re.compile(r"(?P<name>[a-z]\w*) (?P<value>\d+)")
@@ -110,10 +113,9 @@ class _Table:
 def read_numastat(text: str) -> NodeTable:
     """The tables that numastat prints: the default one, or those of -p, -m, -n [1].
 
-    Several processes are added up, except in a table that has its own total.
-
     Raises:
-        ValueError: a line that is none of numastat's, naming its number, or no figures.
+        ValueError: a line that is none of numastat's or repeats a node or row, naming its number, a total that is not
+            the sum of its rows, or no figures.
     """
     table = _Table()
     for number, raw in enumerate(text.splitlines(), start=1):
@@ -130,7 +132,15 @@ def read_numastat(text: str) -> NodeTable:
 
 def _processes(rows: Mapping[str, Mapping[int, float]]) -> Mapping[str, Mapping[int, float]]:
     """What processes use: rows by kind of memory, or by process, without the total that repeats them."""
-    return {name: values for name, values in rows.items() if name != "Total"}
+    parts = {name: values for name, values in rows.items() if name != TOTAL}
+    rounding_bytes = LAST_DIGIT * MB * (len(parts) + 1)
+    for node, total in rows.get(TOTAL, {}).items():
+        added = math.fsum(values.get(node, 0.0) for values in parts.values())
+        if abs(added - total) > rounding_bytes:
+            raise ValueError(
+                f"{TOTAL} of node {node} must be its rows' sum, {added / MB:.2f} MB, got {total / MB:.2f}."
+            )
+    return parts
 
 
 def _numastat_line(table: _Table, line: str) -> None:
@@ -145,6 +155,9 @@ def _numastat_line(table: _Table, line: str) -> None:
         table.has_total = line.endswith("Total")
         if any(node >= MOST_NODES for node in table.header):
             raise ValueError(f"nodes must be in 0..{MOST_NODES - 1}, got {max(table.header)}.")
+        again = [node for place, node in enumerate(table.header) if node in (*table.nodes, *table.header[:place])]
+        if again:
+            raise ValueError(f"a node must have one column (give one table at a time), got node {again[0]} twice.")
         table.nodes |= dict.fromkeys(table.header)
     elif line and not RULE.fullmatch(line):
         _numastat_row(table, line)
@@ -166,8 +179,9 @@ def _numastat_row(table: _Table, line: str) -> None:
         figure = float(value)
         if not 0.0 <= figure <= MOST_COUNT:
             raise ValueError(f"{name} must be in 0..2**64, got {quoted(value)}.")
-        before = table.rows[name].get(node, 0.0) if table.what == PROCESS_TITLE else 0.0
-        table.rows[name][node] = before + figure * scale
+        if node in table.rows[name]:
+            raise ValueError(f"a row must come once (give one table at a time), got {quoted(name)} twice.")
+        table.rows[name][node] = figure * scale
 
 
 def read_numa_maps(text: str) -> NumaMaps:
@@ -178,7 +192,7 @@ def read_numa_maps(text: str) -> NumaMaps:
     """
     on_node: dict[int, float] = defaultdict(float)
     by_policy: dict[str, float] = defaultdict(float)
-    mappings = 0
+    addresses: set[str] = set()
     for number, raw in enumerate(text.splitlines(), start=1):
         if not raw.strip():
             continue
@@ -187,7 +201,11 @@ def read_numa_maps(text: str) -> NumaMaps:
             raise ValueError(
                 f"line {number}: must be an address, a policy and pages by node, got {quoted(raw.strip())}."
             )
-        mappings += 1
+        if match["address"] in addresses:
+            raise ValueError(
+                f"line {number}: an address must come once (give one process at a time), got {match['address']} twice."
+            )
+        addresses.add(match["address"])
         try:
             for node, num_bytes in _bytes_on_nodes(match["items"].split()).items():
                 on_node[node] += num_bytes
@@ -196,7 +214,7 @@ def read_numa_maps(text: str) -> NumaMaps:
             raise ValueError(f"line {number}: {error}") from None
     if not math.fsum(on_node.values()) > 0.0:
         raise ValueError("must show pages on at least one node (N0=...), got none.")
-    return NumaMaps(dict(sorted(on_node.items())), dict(by_policy), mappings)
+    return NumaMaps(dict(sorted(on_node.items())), dict(by_policy), len(addresses))
 
 
 def _bytes_on_nodes(items: list[str]) -> dict[int, float]:
@@ -204,10 +222,20 @@ def _bytes_on_nodes(items: list[str]) -> dict[int, float]:
     for item in items:
         if COUNTED.fullmatch(item) and not (PAGES.fullmatch(item) or PAGE_SIZE.fullmatch(item)):
             raise ValueError(f"pages must be counts by node, as N0=12, and kernelpagesize_kB=4, got {quoted(item)}.")
+    numbers = [int(match[1]) for item in items if (match := PAGES.fullmatch(item))]
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"a node must have one count of pages, got {quoted(' '.join(items))}.")
     sizes = [float(size[1]) * 1024.0 for item in items if (size := PAGE_SIZE.fullmatch(item))]
     pages = {int(match[1]): float(match[2]) for item in items if (match := PAGES.fullmatch(item))}
     if pages and max(pages) >= MOST_NODES:
         raise ValueError(f"nodes must be in 0..{MOST_NODES - 1}, got {max(pages)}.")
+    # mapped counts all pages, and is left out where anon or dirty does; a mapping may name none of them
+    said = {match[1]: float(match[2]) for item in items if (match := STATED.fullmatch(item))}
+    most = said.get("mapped", max(said.values(), default=math.inf))
+    if math.fsum(pages.values()) > most:
+        raise ValueError(
+            f"pages by node must add up to at most the {most:.0f} of the mapping, got {quoted(' '.join(items))}."
+        )
     return {node: count * (sizes[0] if sizes else SMALL_PAGE_BYTES) for node, count in pages.items()}
 
 

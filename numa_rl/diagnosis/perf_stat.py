@@ -11,7 +11,8 @@ References:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from numa_rl.diagnosis.events import is_of_units
 from numa_rl.wording import quoted
@@ -63,12 +64,14 @@ class PerfStat:
         elapsed_s: the last time stamp, seconds; None without `-I`.
         not_counted: events that the machine did not count.
         repeated: events listed more than once for one group and time, as where two of perf's groups hold them.
+        line_of: number of the first line that names an event.
     """
 
     counts: tuple[Count, ...]
     elapsed_s: float | None
     not_counted: tuple[str, ...]
     repeated: tuple[str, ...] = ()
+    line_of: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -149,6 +152,7 @@ def read_perf_stat(text: str, separator: str | None = None) -> PerfStat:
         raise ValueError(f"separator must be one character, got {separator!r}.")
     sums: dict[tuple[str, str], _Sum] = {}
     not_counted: dict[str, None] = {}
+    line_of: dict[str, int] = {}
     elapsed_s: float | None = None
     for number, raw in enumerate(text.splitlines(), start=1):
         if is_comment(raw):
@@ -160,6 +164,7 @@ def read_perf_stat(text: str, separator: str | None = None) -> PerfStat:
             line = _line(raw, separator)
             if line is None:
                 continue
+            line_of.setdefault(line.event, number)
             if line.time_s is not None:
                 elapsed_s = max(line.time_s, elapsed_s or 0.0)
             if line.value is None:
@@ -177,7 +182,7 @@ def read_perf_stat(text: str, separator: str | None = None) -> PerfStat:
     counted = {event for event, _ in sums}
     repeated = dict.fromkeys(event for (event, _), total in sums.items() if total.most_listed > 1)
     missing = tuple(event for event in not_counted if event not in counted)
-    return PerfStat(counts, elapsed_s, missing, tuple(repeated))
+    return PerfStat(counts, elapsed_s, missing, tuple(repeated), line_of)
 
 
 def _line(raw: str, separator: str) -> Line | None:
@@ -197,6 +202,11 @@ def _line(raw: str, separator: str) -> Line | None:
     if len(fields) < 3:
         raise ValueError(f"must have at least a count, a unit and an event, got {quoted(raw)}.")
     value, unit, rest = _value(fields[0]), fields[1], fields[2:]
+    if NUMBER.fullmatch(unit) and "." in fields[0]:
+        raise ValueError(
+            "must open with a count, or with a time stamp of nine decimals or a place before it, got "
+            f"{quoted(fields[0])} and then {quoted(unit)}."
+        )
     if not UNIT.fullmatch(unit):
         raise ValueError(f"must not have decimal commas (run perf with LC_ALL=C), got {quoted(raw)}.")
     if unit not in UNIT_SCALES:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from numa_rl.coherence.samples import Samples
+from numa_rl.coherence.samples import HIGHEST_ADDRESS, Samples
 from numa_rl.coherence.sharing import SharingReport, find_sharing
 from numa_rl.diagnosis.evidence import Evidence
 from numa_rl.topology import Topology
@@ -18,7 +18,8 @@ from numa_rl.wording import quoted
 REQUIRED = ("thread", "address", "write")
 NODE = "node"
 MOST_LINES = 5  # named in the notes
-NUMBER = re.compile(r"[0-9]{1,18}|0x[0-9a-f]{1,15}", re.IGNORECASE)
+NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]+", re.IGNORECASE)
+MOST_DIGITS = 100  # of a cell that is worth converting
 
 
 def read_samples(text: str) -> Samples:
@@ -53,7 +54,11 @@ def _number(line: int, name: str, cell: str) -> int:
     """A cell's number."""
     if not NUMBER.fullmatch(cell):
         raise ValueError(f"line {line}: {name} must be a whole number >= 0, decimal or with 0x, got {quoted(cell)}.")
-    return int(cell, 16 if cell[:2].lower() == "0x" else 10)
+    most = 1 if name == "write" else HIGHEST_ADDRESS
+    number = int(cell, 16 if cell[:2].lower() == "0x" else 10) if len(cell) <= MOST_DIGITS else most + 1
+    if number > most:
+        raise ValueError(f"line {line}: {name} must be in 0..{most}, got {quoted(cell)}.")
+    return number
 
 
 def _thread_node(threads: Sequence[int], nodes: Sequence[int]) -> dict[int, int]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
+from difflib import get_close_matches
 
 from numa_rl.diagnosis.events import Meaning, Quantity, canonical, has_modifiers, known_events, meaning_of
 from numa_rl.diagnosis.perf_stat import UNIT_SCALES, Count, PerfStat
+from numa_rl.wording import quoted
 
 ByGroup = Mapping[str, float]
+MOST_NAMES = 5  # that are shown beside one that is unknown
 
 
 class Totals:
@@ -25,7 +28,7 @@ class Totals:
             event for event in (*(count.event for count in perf.counts), *perf.not_counted) if meaning_of(event) is None
         ]
         if self.ignored and not ignore_unknown:
-            raise ValueError(f"counter must be one of {', '.join(known_events())}, got {self.ignored[0]!r}.")
+            raise ValueError(_unknown(self.ignored[0], perf))
         whole = {canonical(count.event) for count in perf.counts if not has_modifiers(count.event)}
         by_event: dict[tuple[Meaning, str], dict[str, float]] = defaultdict(dict)
         for count in perf.counts:
@@ -60,6 +63,18 @@ def _add(groups: dict[str, float], more: ByGroup) -> None:
     """Add counts group by group."""
     for group, value in more.items():
         groups[group] = groups.get(group, 0.0) + value
+
+
+def _unknown(event: str, perf: PerfStat) -> str:
+    """What to say of an event that is unknown: where it stands, and the names most like it."""
+    known = known_events()
+    near = get_close_matches(canonical(event), known, MOST_NAMES)
+    like = f", such as {', '.join(near)}" if near else ""
+    where = f"line {perf.line_of[event]}: " if event in perf.line_of else ""
+    return (
+        f"{where}counter {quoted(event)} is unknown; it must be one of the {len(known)} known{like} (or pass over it "
+        "with --ignore-unknown)."
+    )
 
 
 def _in_si(count: Count, meaning: Meaning) -> float:
