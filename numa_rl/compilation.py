@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numba
 
 PACKAGE = Path(__file__).parent
-KERNEL_FILES = ("compilation.py", "simulator/*.py", "communication/transfers.py", "coherence/protocol.py")
+KERNEL_FILES = ("compilation.py", "simulator/*.py", "coherence/protocol.py")
 CACHE_BASE = os.environ.get("NUMBA_CACHE_DIR") or str(PACKAGE / "__pycache__")
 FASTMATH = {"nnan", "nsz", "arcp"}  # nothing here that lets the order of operations change
 

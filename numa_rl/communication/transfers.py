@@ -1,10 +1,11 @@
 """What it costs to move a message: whole, in chunks, in chunks with two buffers, or together with others.
 
-The first four functions are pure arithmetic and trust what they get. They take numbers or arrays that broadcast,
-give back the dtype they are given, and compile with numba: the simulator's kernel runs these very functions
-on float32. The rest checks its input and takes its figures from a machine on which nothing else runs. A message
-from `source` to `target` is read by the target, so it takes row `target` and column `source` of the machine's
-matrices, and the links of that route toward the target.
+The first four functions are pure arithmetic and trust what they get. They take numbers or arrays that broadcast, give
+back the dtype they are given, and compile with numba. The simulator's kernel has `pipelined_s` at its best chunk
+written out, with one root where these take several divisions (`read_time` and `migration_time` of
+`numa_rl.simulator.streams`), and tests hold it to them. The rest checks its input and takes its figures from a
+machine on which nothing else runs. A message from `source` to `target` is read by the target, so it takes row
+`target` and column `source` of the machine's matrices, and the links of that route toward the target.
 
 Dimension key: N nodes, L directed links, K messages.
 

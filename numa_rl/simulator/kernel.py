@@ -1,6 +1,6 @@
 """The equations of one decision, compiled by numba: what a placement costs, and what it does to the machine.
 
-Everything here works on one row b of the arrays in `state.py`; `step_rows` loops over rows, and rows share
+Everything here works on one row b of the arrays in `state.py`; `step_range` loops over rows, and rows share
 nothing, so any batch size and thread count give the same bits (no fused multiply-add, no reassociation).
 
 Dimension key: N nodes, R resources, P inputs, as in `state.py`.
