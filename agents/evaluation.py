@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from agents.heuristics import Rule
-from agents.scheduler import Scheduler
+from agents.rules.base import Rule
+from agents.scheduler import Planner, Replay, Scheduler
 from envs.observation import ObservationKind, Observer
 from envs.world import World
 from numa_rl.metrics import MEANINGS, run_metrics
@@ -82,7 +82,7 @@ class EpisodeResults:
 
 
 def evaluate(
-    scheduler: Scheduler,
+    scheduler: Scheduler | Planner,
     world: World,
     episodes: npt.ArrayLike | None = None,
     *,
@@ -96,7 +96,7 @@ def evaluate(
 
     Args:
         scheduler: who decides.
-        world: what is scheduled; the scheduler must read its kind of observation.
+        world: what is scheduled; a scheduler must read its kind of observation.
         episodes: which episodes of the pool, an index array; every one once by default.
         batch_rows: most rows to play at once.
         num_threads: threads that share the rows in the simulator.
@@ -142,12 +142,14 @@ def decisions(scheduler: Scheduler, simulator: Simulator, observer: Observer) ->
         yield simulator.step(actions)
 
 
-def _play(scheduler: Scheduler, world: World, machine: I64, episode: I64, num_threads: int) -> EpisodeResults:
+def _play(scheduler: Scheduler | Planner, world: World, machine: I64, episode: I64, num_threads: int) -> EpisodeResults:
     """Play one batch: row i plays `episode[i]` on `machine[i]`."""
     rows, num_tasks = len(episode), world.workload.num_tasks
     simulator = Simulator(world.topologies, world.workload, rows, window_s=world.window_s, num_threads=num_threads)
     observer = Observer(simulator, world.weights, world.observation)
     simulator.reset(episode, machines=machine)
+    if isinstance(scheduler, Planner):
+        scheduler = Replay(scheduler.name, scheduler.plan(world, machine, episode))
 
     cost, exec_s, comm_s, imbalance, local_bytes, remote_bytes = np.zeros((6, rows))
     migrations, fallbacks, out_of_memory = np.zeros((3, rows), np.int64)

@@ -22,7 +22,8 @@ import numpy.typing as npt
 from scipy.stats import qmc
 
 from agents.evaluation import BATCH_ROWS, evaluate
-from agents.heuristics import RULES, Rule, make_rule
+from agents.rules.base import Rule
+from agents.rules.catalog import RULES, make_rule
 from envs.reward import RewardWeights
 from envs.world import World
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.evaluation import EpisodeResults, evaluate
-from agents.heuristics import Rule
+from agents.rules.base import Rule
 from agents.scheduler import Scheduler
 from agents.statistics import Interval, mean_interval, ratio_interval, win_rate
 from envs.observation import Observer

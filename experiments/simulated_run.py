@@ -10,7 +10,8 @@ from collections.abc import Callable
 import numpy as np
 
 from agents.evaluation import decisions
-from agents.heuristics import Rule, make_rule
+from agents.rules.base import Rule
+from agents.rules.catalog import make_rule
 from agents.scheduler import Scheduler
 from agents.tuning import default_parameters
 from envs.observation import Observer

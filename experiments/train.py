@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from agents.evaluation import evaluate
-from agents.heuristics import PricedGreedy
 from agents.ppo.config import TrainingConfig
 from agents.ppo.training import Progress as Standing
 from agents.ppo.training import Trainer
+from agents.rules.greedy import PricedGreedy
 from experiments.cli import INTERRUPTED
 from experiments.files import require_writable, write_json
 from experiments.scenario import Split, load_scenario

@@ -12,8 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from agents import heuristics
-from agents.heuristics import make_rule, rule_names
+from agents import rules
+from agents.rules.catalog import make_rule, rule_names
 from agents.tuning import NUM_SETTINGS, TunedRule, tune_rule
 from envs import observation_kernel, reward
 from envs.world import World
@@ -22,7 +22,8 @@ from experiments.scenario import Scenario, Split, load_scenario
 from numa_rl.compilation import source_digest
 
 FORMAT = 2  # of the file; counted up when its meaning changes
-CODE_HASH = source_digest([heuristics.__file__, observation_kernel.__file__, reward.__file__])
+RULE_FILES = [str(path) for path in sorted(Path(rules.__file__).parent.glob("*.py"))]
+CODE_HASH = source_digest([*RULE_FILES, observation_kernel.__file__, reward.__file__])
 NUM_EPISODES = 64
 
 

@@ -15,9 +15,9 @@ import pytest
 import torch
 from command_line import Ended, Run, refused
 
-from agents.heuristics import rule_names
 from agents.ppo.storage import read_tensors
 from agents.ppo.training import Trainer
+from agents.rules.catalog import rule_names
 from experiments.bench import Bench
 from experiments.cli import BAD_INPUT, main
 from experiments.compare import Compare

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from agents.evaluation import evaluate
-from agents.heuristics import make_rule, rule_names
+from agents.rules.catalog import make_rule, rule_names
 from envs.world import World
 from experiments.compare import Compare, Comparison, compare, print_comparison, summary
 from experiments.plots import plot_costs

@@ -9,7 +9,7 @@ import pytest
 from command_line import Ended, Run, refused
 
 from agents.evaluation import evaluate
-from agents.heuristics import rule_names
+from agents.rules.catalog import rule_names
 from agents.tuning import TunedRule
 from experiments.scenario import Split, load_scenario
 from experiments.simulated_run import rule_of, simulated_evidence

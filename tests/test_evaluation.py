@@ -10,7 +10,8 @@ from stable_baselines3.common.monitor import Monitor
 from strategies import Task, toy_machine, toy_workload
 
 from agents.evaluation import evaluate
-from agents.heuristics import RULES, Range, Rule, make_rule, rule_names
+from agents.rules.base import Range, Rule
+from agents.rules.catalog import RULES, make_rule, rule_names
 from agents.statistics import Interval, mean_interval, ratio_interval, win_rate
 from agents.tuning import tune_rule
 from envs.observation import ObservationKind

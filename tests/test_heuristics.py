@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.heuristics import RULES, Range, make_rule, priced_cost, rule_names
+from agents.rules.base import Range
+from agents.rules.catalog import RULES, make_rule, rule_names
+from agents.rules.greedy import priced_cost
 from agents.tuning import default_parameters
 from envs.observation import ObservationKind, ObservationLayout
 from envs.observation_kernel import TaskFeature

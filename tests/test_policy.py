@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from stable_baselines3 import PPO
 from strategies import seeds
 
-from agents.heuristics import Greedy, PricedGreedy, priced_cost
 from agents.ppo.policy import CLOSED, SMALLEST_COST, PairScorer, PlacementPolicy, PolicyConfig
 from agents.ppo.storage import LearnedScheduler
+from agents.rules.greedy import Greedy, PricedGreedy, priced_cost
 from agents.vec_env import NumaVecEnv
 from envs.observation import ObservationKind, ObservationLayout
 from envs.observation_kernel import OBSERVATION_LIMIT, TaskFeature

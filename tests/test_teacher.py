@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import Play, Task, plays, seeds, toy_machine, toy_workload
 
-from agents.heuristics import PricedGreedy
 from agents.ppo.config import TeacherConfig
 from agents.ppo.policy import PlacementPolicy, PolicyConfig
 from agents.ppo.rollouts import Rollouts
 from agents.ppo.teacher import Labels, RolloutTeacher, joined, learn
+from agents.rules.greedy import PricedGreedy
 from envs.observation import Observer
 from envs.reward import RewardWeights
 from envs.world import Rows, World

@@ -16,12 +16,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 
 from agents.evaluation import evaluate
-from agents.heuristics import PricedGreedy, make_rule
 from agents.ppo import training
 from agents.ppo.config import PPOConfig, TeacherConfig, TrainingConfig
 from agents.ppo.dashboard import Dashboard
 from agents.ppo.storage import load_policy, read_tensors, write_tensors
 from agents.ppo.training import Progress, Trainer
+from agents.rules.catalog import make_rule
+from agents.rules.greedy import PricedGreedy
 from envs.world import World
 from experiments.scenario import Split, load_scenario
 from experiments.tune import world_of

@@ -1,7 +1,7 @@
 """The placement policy: scores every (task node, data node) pair, for a machine of any size and node order.
 
 The logit of a pair is -scale x log(priced cost of the pair / the lowest) + a learned residual. The first part is the
-priced greedy rule (`agents.heuristics.priced_cost`) with learnable prices; the residual starts at zero. So an
+priced greedy rule (`agents.rules.greedy.priced_cost`) with learnable prices; the residual starts at zero. So an
 untrained policy decides exactly as the rule does, and training can only add what the rule cannot know.
 
 The residual looks at each node (its memory, queue, traffic, ...), at the machine as a whole (mean and maximum over
@@ -27,7 +27,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from agents.heuristics import priced_cost
+from agents.rules.greedy import priced_cost
 from envs.observation import ObservationKind, ObservationLayout
 from envs.observation_kernel import TaskFeature
 

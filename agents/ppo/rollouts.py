@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from agents import heuristics
-from agents.heuristics import PricedGreedy
+from agents.rules import greedy
+from agents.rules.greedy import PricedGreedy
 from envs import reward
 from envs.reward import RewardWeights
 from envs.world import World
@@ -28,8 +28,8 @@ from numa_rl.simulator.streams import ZERO
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
-SOURCES = (heuristics.__file__, reward.__file__)
-_data_node_price = compiled(heuristics.data_node_price)
+SOURCES = (greedy.__file__, reward.__file__)
+_data_node_price = compiled(greedy.data_node_price)
 _decision_cost = compiled(reward.decision_cost)
 
 

@@ -22,10 +22,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from agents.heuristics import PricedGreedy
 from agents.ppo.config import TeacherConfig
 from agents.ppo.policy import CLOSED, PlacementPolicy
 from agents.ppo.rollouts import Rollouts
+from agents.rules.greedy import PricedGreedy
 from agents.totals import Totals
 from envs.observation_kernel import Float32
 from envs.world import Rows, World

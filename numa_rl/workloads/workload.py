@@ -36,6 +36,8 @@ class Workload:
         input_bytes: bytes read from each input, 0 where there is none, shape (E, T, P).
         freed_after: the task after whose decision each object is freed, or `NEVER`, shape (E, O). The model frees
             memory when the last task that uses it has been placed, not when that task ends.
+        read_only: objects that no task writes once they exist, such as weights or tables, shape (E, O): their size
+            stays, and they can be replicated. None of them by default.
         follows_inputs: whether time moves on to when the next task's inputs are ready, as in a graph of tasks; in
             a stream it moves to the arrival only, and tasks wait.
 
@@ -53,6 +55,7 @@ class Workload:
     inputs: npt.NDArray[np.int32]
     input_bytes: npt.NDArray[np.float32]
     freed_after: npt.NDArray[np.int32]
+    read_only: npt.NDArray[np.bool_] = None  # type: ignore[assignment]  # an array once it is made
     follows_inputs: bool = False
 
     def __post_init__(self) -> None:
@@ -63,10 +66,15 @@ class Workload:
             "object": np.int32,
             "inputs": np.int32,
             "freed_after": np.int32,
+            "read_only": np.bool_,
         }
+        if self.read_only is None:
+            object.__setattr__(self, "read_only", np.zeros(np.shape(self.freed_after), np.bool_))
         for item in fields(self):
             if item.name not in SCALARS:
-                array = np.ascontiguousarray(getattr(self, item.name), dtype=dtypes.get(item.name, np.float32))
+                array: npt.NDArray[Any] = np.ascontiguousarray(
+                    getattr(self, item.name), dtype=dtypes.get(item.name, np.float32)
+                )
                 array.setflags(write=False)
                 object.__setattr__(self, item.name, array)
         if self.arrival_s.ndim != 2 or self.arrival_s.size == 0:
@@ -89,6 +97,7 @@ class Workload:
             "inputs": (e, t, self.num_inputs),
             "input_bytes": (e, t, self.num_inputs),
             "freed_after": (e, self.num_objects),
+            "read_only": (e, self.num_objects),
         }
         for name, shape in shapes.items():
             got = getattr(self, name).shape
@@ -106,6 +115,23 @@ class Workload:
         self._require("object", (self.object >= 0) & (self.object < o), f"an object in 0..{o - 1}")
         self._require("inputs", (self.inputs >= NO_OBJECT) & (self.inputs < o), f"an object in 0..{o - 1} or -1")
         self._require("input_bytes", (self.inputs != NO_OBJECT) | (self.input_bytes == 0), "0 where there is no input")
+        self._check_read_only()
+
+    def _check_read_only(self) -> None:
+        """An object that is read only is written by its first task alone, and keeps its size."""
+        if not self.read_only.any():
+            return
+        episode, task = np.indices(self.object.shape)
+        first = np.full((self.num_episodes, self.num_objects), self.num_tasks)
+        np.minimum.at(first, (episode, self.object), task)
+        created_at = np.take_along_axis(first, self.object, axis=1)
+        later = np.take_along_axis(self.read_only, self.object, axis=1) & (task > created_at)
+        rule = "0 for a task on an object that is read only and exists already"
+        self._require("write_fraction", ~later | (self.write_fraction == 0), rule)
+        size = np.take_along_axis(self.object_bytes, created_at, axis=1)
+        self._require(
+            "object_bytes", ~later | (self.object_bytes == size), "that of its first task for a read-only object"
+        )
 
     def _require(self, name: str, good: npt.NDArray[np.bool_], rule: str) -> None:
         """Raise ValueError naming the first entry of `name` that is not `good`."""

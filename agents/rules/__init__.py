@@ -1,0 +1,1 @@
+"""Placement rules: what a learned policy has to beat."""

@@ -1,0 +1,72 @@
+"""Moving data by the chapter's migration score.
+
+Dimension key: B rows, N nodes.
+
+References:
+    [1] The chapter, section 16.2.2: the migration score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from agents.rules.base import (
+    Array,
+    Groups,
+    Parameter,
+    Placement,
+    Range,
+    Rule,
+    is_new,
+    lowest,
+    lowest_pair,
+    lowest_task_node,
+    per_row,
+)
+
+
+@dataclass(frozen=True)
+class MigrationScore(Rule):
+    """The chapter's migration score [1]; tasks then run where the estimate is lowest.
+
+    M(p, n) = alpha A_local - beta A_remote - gamma C_migrate: A_local are the recent accesses to object p from
+    node n, A_remote those from all other nodes, and C_migrate the time to move p there. The object moves to the
+    node with the highest score if M(target) - M(current) > theta. A new object is placed by the estimate. The
+    chapter gives no values, and its batching of migrations has no counterpart where a decision moves one object.
+
+    Only gamma / (alpha + beta) and theta / (alpha + beta) matter to a decision, so alpha and beta are not tuned.
+
+    Attributes:
+        local_weight: alpha.
+        remote_weight: beta.
+        migration_weight: gamma.
+        threshold: theta.
+    """
+
+    name: ClassVar[str] = "migration-score"
+    tunable: ClassVar[Mapping[str, Range]] = {
+        "migration_weight": Range(0.001, 100.0, log=True),
+        "threshold": Range(0.001, 10.0, log=True),
+    }
+    local_weight: Parameter = 1.0
+    remote_weight: Parameter = 1.0
+    migration_weight: Parameter = 1.0
+    threshold: Parameter = 0.0
+
+    def place(self, groups: Groups, turn: Array) -> Placement:
+        """New data by the estimate, old data by the score, the task by the estimate."""
+        rows = np.arange(len(turn))
+        access, data_mask = groups["access"], groups["data_mask"]
+        remote = access.sum(axis=-1, keepdims=True) - access
+        score = per_row(self.local_weight, 1) * access - per_row(self.remote_weight, 1) * remote
+        score = score - per_row(self.migration_weight, 1) * groups["migration"]
+        home, target = groups["data"].argmax(axis=-1), lowest(-score, data_mask)
+        moves = score[rows, target] - score[rows, home] > per_row(self.threshold, 0)
+        moves |= data_mask[rows, home] == 0
+        _, best = lowest_pair(groups["estimate"], groups)
+        data_node = np.where(is_new(groups), best, np.where(moves, target, home))
+        return lowest_task_node(groups["estimate"], data_node, groups), data_node
