@@ -38,6 +38,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numa_rl.workloads.azure import AzureTrace, read_azure_trace
+from numa_rl.workloads.kv_cache import attended_pairs, attention_flops_per_pair, kv_bytes_per_token
 from numa_rl.workloads.parameters import require
 from numa_rl.workloads.processes import FloatArray, IntArray, drift_steps, interarrival_s, lognormal
 from numa_rl.workloads.workload import NEVER, NO_OBJECT, Workload
@@ -185,8 +186,8 @@ class LLMServing:
 
     @property
     def kv_bytes_per_token(self) -> float:
-        """Bytes of KV cache that one token adds: 2 x layers x heads x d_k x bytes per element [1]."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.bytes_per_element
+        """Bytes of KV cache that one token adds [1]."""
+        return kv_bytes_per_token(self.layers, self.kv_heads, self.head_dim, self.bytes_per_element)
 
     @property
     def shard_bytes(self) -> float:
@@ -345,7 +346,8 @@ class LLMServing:
         read_tokens, written_tokens = chunks.kv_tokens_read(self.attended_tokens), chunks.stop - chunks.start
         moved_tokens = read_tokens + written_tokens + chunks.received
         weight_passes = np.where(chunks.kind == DECODE, written_tokens / self.batch_reuse, 1.0)
-        attention_flops = 4 * self.layers * self.heads * self.head_dim * chunks.positions_attended(self.attended_tokens)
+        flops_per_pair = attention_flops_per_pair(self.layers, self.heads, self.head_dim)
+        attention_flops = flops_per_pair * chunks.positions_attended(self.attended_tokens)
         flops = 2.0 * self.active_parameters * written_tokens + attention_flops  # [5]
 
         def with_loaders(loader: npt.ArrayLike, chunk: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -402,19 +404,12 @@ class _Chunks:
         A decoded token reads what it attends to among all before it, and a chunk of prefill goes once over what came
         before the chunk, for its tokens choose differently.
         """
-        decoded = _attended(self.stop - 1, attended_tokens) - _attended(self.start - 1, attended_tokens)
+        decoded = attended_pairs(self.stop - 1, attended_tokens) - attended_pairs(self.start - 1, attended_tokens)
         return np.where(self.kind == DECODE, decoded, self.start)
 
     def positions_attended(self, attended_tokens: int) -> FloatArray:
         """Pairs of a token and one it attends to, itself included."""
-        return _attended(self.stop, attended_tokens) - _attended(self.start, attended_tokens)
-
-
-def _attended(num_tokens: IntArray, most: int) -> FloatArray:
-    """Pairs of a token and one it attends to, among the first `num_tokens`: a causal triangle of limited width."""
-    triangle = np.minimum(num_tokens, most)
-    pairs: FloatArray = triangle * (triangle + 1) / 2 + (num_tokens - triangle) * most
-    return pairs
+        return attended_pairs(self.stop, attended_tokens) - attended_pairs(self.start, attended_tokens)
 
 
 def _before(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
