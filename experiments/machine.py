@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from numa_rl.machines.catalog import FIGURES, load_machine, machine_names
+from numa_rl.machines.catalog import load_machine, machine_names
+from numa_rl.machines.machine_json import FIGURES
 from numa_rl.topology import FloatArray, IntArray, Topology
 from numa_rl.wording import counted
 
@@ -70,7 +71,7 @@ class MachineList:
             return
         table = _table()
         table.add_column("machine", style="bold", no_wrap=True)
-        for header in ("nodes", "cores", "memory", "latency ns", "bandwidth GB/s"):
+        for header in ("nodes", "cores", "memory", "latency ns", "GB/s"):
             table.add_column(header, justify="right", no_wrap=True)
         for name, topology in topologies.items():
             latency_ns, gb_per_s = topology.latency_s * 1e9, topology.bandwidth_bytes_per_s / 1e9
@@ -79,8 +80,8 @@ class MachineList:
                 str(topology.num_nodes),
                 str(topology.cores.sum()),
                 _bytes(topology.memory_bytes.sum()),
-                f"{_number(latency_ns.min())} to {_number(latency_ns.max())}",
-                f"{_number(gb_per_s.max())} to {_number(gb_per_s.min())}",
+                f"{latency_ns.min():.3g} to {latency_ns.max():.3g}",
+                f"{gb_per_s.max():.3g} to {gb_per_s.min():.3g}",
             )
         Console().print(table)
 

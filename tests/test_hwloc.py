@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from numa_rl.machines import hwloc
-from numa_rl.machines.catalog import FIGURES, load_machine
+from numa_rl.machines.catalog import load_machine
 from numa_rl.machines.hwloc import read_hwloc
+from numa_rl.machines.machine_json import FIGURES
 from numa_rl.machines.slit import links_from_distances
 from numa_rl.topology import DEFAULT_LLC_BYTES, Topology, hop_counts
 

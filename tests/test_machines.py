@@ -8,7 +8,8 @@ import pytest
 
 from experiments.machine import MachineList, MachineShow
 from numa_rl.machines.builders import ChapterFigures, eight_socket_cube, four_socket, from_links, mesh, ring, two_socket
-from numa_rl.machines.catalog import FIGURES, load_machine, machine_names, parse_machine
+from numa_rl.machines.catalog import load_machine, machine_names
+from numa_rl.machines.machine_json import FIGURES, parse_machine
 
 # Chapter, section 16.1.1: the cube of eight sockets, each corner three links from its opposite.
 CUBE_HOPS = [

@@ -11,7 +11,8 @@ References:
 from __future__ import annotations
 
 import numpy as np
-from scipy.sparse.csgraph import floyd_warshall
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import dijkstra, floyd_warshall
 
 from numa_rl.topology import FloatArray, IntArray
 
@@ -50,10 +51,7 @@ def links_from_distances(distances: FloatArray) -> IntArray:
     >>> links_from_distances(np.array([[10, 16, 22], [16, 10, 16], [22, 16, 10]])).tolist()
     [[0, 1], [1, 0], [1, 2], [2, 1]]
     """
-    local = np.diagonal(distances).min()
-    # Nodes no farther than local still need a link between them, hence the floor.
-    excess = np.maximum(np.minimum(distances, distances.T) - local, 1e-3 * local)
-    np.fill_diagonal(excess, 0.0)
+    excess = _excess(distances)
     path = floyd_warshall(excess)
     np.fill_diagonal(path, np.inf)  # a detour passes another node than its ends
     detour = np.full_like(path, np.inf)
@@ -61,3 +59,34 @@ def links_from_distances(distances: FloatArray) -> IntArray:
         np.minimum(detour, path[:, node, None] + path[None, node, :], out=detour)
     np.fill_diagonal(detour, -np.inf)
     return np.argwhere(excess < detour * (1.0 - 1e-9)).astype(np.int64)
+
+
+def without_detours(links: IntArray, distances: FloatArray, tolerance: float) -> IntArray:
+    """The links without those that a path over the others all but matches, both directions of each, shape (L, 2).
+
+    For measured distances, whose noise would make a link of every detour that came out a little long. The longest
+    go first, and none goes without which its ends would be cut off.
+
+    Args:
+        links: both directions of every link, shape (L, 2).
+        distances: the measure of distance they follow from, shape (N, N).
+        tolerance: by how much of its own excess a path may be longer than the link it replaces.
+    """
+    excess = _excess(distances)
+    kept = {(a, b) for a, b in links.tolist() if a < b}
+    for pair in sorted(kept, key=lambda pair: (-excess[pair], pair)):
+        others = np.array(sorted(kept - {pair}), dtype=np.int64).reshape(-1, 2)
+        graph = csr_array((excess[others[:, 0], others[:, 1]], (others[:, 0], others[:, 1])), shape=excess.shape)
+        if dijkstra(graph, directed=False, indices=pair[0])[pair[1]] <= excess[pair] * (1.0 + tolerance):
+            kept.remove(pair)
+    both_ways = sorted(kept | {(b, a) for a, b in kept})
+    return np.array(both_ways, dtype=np.int64).reshape(-1, 2)
+
+
+def _excess(distances: FloatArray) -> FloatArray:
+    """What each pair costs above local, the shorter direction counting, shape (N, N)."""
+    local = np.diagonal(distances).min()
+    # Nodes no farther than local still need a link between them, hence the floor.
+    excess = np.maximum(np.minimum(distances, distances.T) - local, 1e-3 * local)
+    np.fill_diagonal(excess, 0.0)
+    return np.asarray(excess, dtype=np.float64)

@@ -1,0 +1,110 @@
+"""Filling in what was not measured of a matrix of costs between nodes, and saying how.
+
+Costs are lowest at home: latencies, or seconds per byte. NaN stands for what is not known.
+
+Dimension key: N nodes.
+
+References:
+    [1] ACPI Specification, section 5.2.17: System Locality Distance Information Table (SLIT).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from numa_rl.machines.slit import uniform_distances
+from numa_rl.topology import FloatArray
+
+BoolArray = npt.NDArray[np.bool_]
+
+MIRRORED = "derived: unknown pairs as their reverse"
+FROM_DISTANCES = "derived: the rest by SLIT distance, scaled to the known pairs"
+FROM_UNIFORM = "assumed: the rest 10 at home and 20 elsewhere, as Linux does without SLIT, scaled to the known pairs"
+FROM_LATENCY = "derived: the rest by idle latency, scaled to the known pairs"
+EXCLUSIVE_OR = (
+    "assumed: the rest as that node sees them, node i seeing node j as it sees the node numbered i xor j, "
+    "so that every node stands alike"
+)
+MEMORY_ONLY = "derived: the row of a node without cores mirrors what others see of it"
+
+
+def completed(
+    cost: FloatArray, has_cores: BoolArray, distances: FloatArray | None = None, by: str = FROM_DISTANCES
+) -> tuple[FloatArray, list[str]]:
+    """A matrix of costs with every NaN filled in, and how: what was done, in words.
+
+    In this order: a pair takes the cost of its reverse; a machine of 2^k nodes of which one node's row or column is
+    known, and no distances, looks alike from every node; the rest goes by distance (`_by_distance`). Rows of nodes
+    without cores, which start no access, mirror what the others see of them.
+
+    Args:
+        cost: shape (N, N), NaN where unknown; at least one row of a node with cores must hold a figure.
+        has_cores: nodes that start accesses, shape (N,).
+        distances: how far apart nodes are, lowest at home, shape (N, N).
+        by: what the note calls the distances.
+
+    Raises:
+        ValueError: nothing is known of what a node with cores sees.
+    """
+    filled = np.array(cost, dtype=np.float64)
+    if not np.isfinite(filled[has_cores]).any():
+        raise ValueError("at least one figure must be known of what a node with cores sees, got none.")
+    notes: list[str] = []
+    asked = has_cores[:, None] & np.ones_like(filled, dtype=bool)
+    missing = asked & np.isnan(filled) & ~np.isnan(filled.T)
+    if missing.any():
+        filled[missing] = filled.T[missing]
+        notes.append(MIRRORED)
+    if np.isnan(filled[asked]).any() and distances is None:
+        center = _known_node(filled)
+        if center is not None:
+            filled = np.where(np.isnan(filled), _alike(filled[:, center], center), filled)
+            notes.append(EXCLUSIVE_OR)
+    if np.isnan(filled[asked]).any():
+        guide = uniform_distances(len(filled)) if distances is None else distances
+        filled = np.where(np.isnan(filled), _by_distance(filled, guide), filled)
+        notes.append(FROM_UNIFORM if distances is None else by)
+    if not has_cores.all() and np.isnan(cost[~has_cores]).any():
+        filled = np.where(np.isnan(cost) & ~has_cores[:, None], mirrored(filled, has_cores), filled)
+        notes.append(MEMORY_ONLY)
+    return filled, notes
+
+
+def mirrored(cost: FloatArray, has_cores: BoolArray) -> FloatArray:
+    """The matrix with the rows of nodes without cores filled in from their columns, shape (N, N).
+
+    Between two nodes without cores stands the worse of what each costs the node that is best placed for it.
+    """
+    best = cost[has_cores].min(axis=0)
+    filled = np.where(has_cores[:, None], cost, np.where(has_cores[None, :], cost.T, np.maximum.outer(best, best)))
+    return np.asarray(filled, dtype=np.float64)
+
+
+def _known_node(cost: FloatArray) -> int | None:
+    """A node whose whole column is known, on a machine of 2^k nodes; None when there is none."""
+    whole = np.flatnonzero(np.isfinite(cost).all(axis=0))
+    return int(whole[0]) if len(whole) and len(cost).bit_count() == 1 and len(cost) > 2 else None
+
+
+def _alike(column: FloatArray, center: int) -> FloatArray:
+    """Costs between all nodes when each sees the machine as `center` does, shape (N, N)."""
+    node = np.arange(len(column))
+    return np.asarray(column[node[:, None] ^ node[None, :] ^ center], dtype=np.float64)
+
+
+def _by_distance(cost: FloatArray, distances: FloatArray) -> FloatArray:
+    """Costs of all pairs by their distance, shape (N, N).
+
+    A distance costs what known pairs of that distance cost on average. Between two such distances the cost is
+    interpolated; beyond them it is in proportion to distance. A target whose known costs differ from that, such as
+    slow memory, keeps its own ratio.
+    """
+    known = np.isfinite(cost)
+    at, inverse = np.unique(distances[known], return_inverse=True)
+    mean = np.bincount(inverse, cost[known]) / np.bincount(inverse)
+    inside = np.interp(distances, at, mean)
+    guess = np.where(distances < at[0], mean[0] * distances / at[0], inside)
+    guess = np.where(distances > at[-1], mean[-1] * distances / at[-1], guess)
+    ratio = np.where(known, cost / guess, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return np.asarray(guess * np.where(known.any(axis=0), ratio, 1.0), dtype=np.float64)
