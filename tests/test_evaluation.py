@@ -10,7 +10,7 @@ from stable_baselines3.common.monitor import Monitor
 from strategies import Task, toy_machine, toy_workload
 
 from agents.evaluation import evaluate
-from agents.rules.base import Range, Rule
+from agents.rules.base import Placement, Range, Rule
 from agents.rules.catalog import RULES, make_rule, rule_names
 from agents.statistics import Interval, mean_interval, ratio_interval, win_rate
 from agents.tuning import tune_rule
@@ -192,13 +192,13 @@ class Planted(Rule):
     tunable: ClassVar[dict[str, Range]] = {"x": Range(0.0, 1.0), "y": Range(0.1, 1000.0, log=True)}
     x: Any = 0.9
     y: Any = 1.0
+    num_remembered: ClassVar[int] = 1
 
-    def place(self, groups: Any, turn: np.ndarray):
+    def place(self, groups: Any, memory: np.ndarray) -> Placement:
         share = np.abs(self.x - 0.3) + np.abs(np.log10(self.y) - 1.0) / 4
-        return (turn < 32 * share).astype(np.int64), np.zeros_like(turn)
-
-    def advance(self, groups: Any, turn: np.ndarray) -> np.ndarray:
-        return turn + 1
+        far = memory[:, 0] < 32 * share
+        memory[:, 0] += 1
+        return Placement(far, np.zeros(len(memory)))
 
 
 def test_tuning_finds_a_planted_best_setting(monkeypatch: pytest.MonkeyPatch):
@@ -239,9 +239,9 @@ class Trap(Rule):
     tunable: ClassVar[dict[str, Range]] = {"x": Range(0.0, 1.0)}
     x: Any = 0.3
 
-    def place(self, groups: Any, turn: np.ndarray):
+    def place(self, groups: Any, memory: np.ndarray) -> Placement:
         computes = groups["task"][:, TaskFeature.COMPUTE] > 0
-        return ((np.asarray(self.x) == 0.3) == computes).astype(np.int64), np.zeros_like(turn)
+        return Placement((np.asarray(self.x) == 0.3) == computes, np.zeros(len(memory)))
 
 
 def test_defaults_survive_a_bad_first_episode(monkeypatch: pytest.MonkeyPatch):

@@ -4,7 +4,7 @@ A rule reads the full observation of `envs.observation` and nothing else. It nev
 another is open, and ties go to the lowest index. Its fields are its parameters: floats, or arrays of shape (B,)
 that give every row of a batch its own setting.
 
-Dimension key: B rows, N nodes; n = task node, d = data node.
+Dimension key: B rows, N nodes, K numbers remembered; n = task node, d = data node.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,30 @@ from envs.observation_kernel import TaskFeature
 Array = npt.NDArray[Any]
 Groups = Mapping[str, Array]
 Parameter = float | Array  # one setting for all rows, or one for each, shape (B,)
-Placement = tuple[Array, Array]  # task node and data node of every row, shape (B,) each
+
+
+class Placement(NamedTuple):
+    """Where each row's task and object go.
+
+    Attributes:
+        task_node: shape (B,).
+        data_node: shape (B,); not used in a row that has weights.
+        weights: how the object's pages are spread over nodes, whole numbers in 0..255, shape (B, N); all zero in
+            a row that is placed whole. None when the rule spreads nothing.
+    """
+
+    task_node: Array
+    data_node: Array
+    weights: Array | None = None
+
+    def actions(self) -> Actions:
+        """What `Scheduler.predict` returns, shape (B, 2) or (B, 2 + N)."""
+        columns = 2 + (0 if self.weights is None else self.weights.shape[-1])
+        actions = np.empty((len(self.task_node), columns), np.int64)
+        actions[:, 0], actions[:, 1] = self.task_node, self.data_node
+        if self.weights is not None:
+            actions[:, 2:] = self.weights
+        return actions
 
 
 @dataclass(frozen=True)
@@ -59,7 +82,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Rule(ABC):
-    """A rule; a subclass says where things go.
+    """A rule; a subclass says where things go, and how many numbers it remembers while an episode lasts.
 
     Raises:
         ValueError: a parameter is not finite.
@@ -67,6 +90,7 @@ class Rule(ABC):
 
     name: ClassVar[str]
     tunable: ClassVar[Mapping[str, Range]] = {}
+    num_remembered: ClassVar[int] = 0  # K
 
     def __post_init__(self) -> None:
         """Check the parameters."""
@@ -76,17 +100,14 @@ class Rule(ABC):
                 raise ValueError(f"{self.name}: {item.name} must be finite, got {value}.")
 
     @abstractmethod
-    def place(self, groups: Groups, turn: Array) -> Placement:
+    def place(self, groups: Groups, memory: Array) -> Placement:
         """Where each row's task and object go.
 
         Args:
-            groups: the groups of the observation, shapes (B, ...).
-            turn: how often the row's counter has moved in this episode, shape (B,).
+            groups: the groups of the observation, shapes (B, ...); read only.
+            memory: what each row remembers, float64, shape (B, K), zeros when its episode starts. What is to be
+                remembered until the next decision is written here.
         """
-
-    def advance(self, groups: Groups, turn: Array) -> Array:
-        """The counter after this decision; most rules count nothing."""
-        return turn
 
     def predict(
         self,
@@ -102,12 +123,11 @@ class Rule(ABC):
         """
         rows = np.atleast_2d(observation)
         groups = _layout(rows.shape[-1]).split(rows)
-        turn = np.zeros(len(rows), np.int64) if state is None else state[0]
+        memory = np.zeros((len(rows), self.num_remembered)) if state is None else state[0].copy()
         if episode_start is not None:
-            turn = np.where(episode_start, 0, turn)
-        actions = np.stack(self.place(groups, turn), axis=-1)
-        turn = self.advance(groups, turn)
-        return (actions[0] if np.ndim(observation) == 1 else actions), (turn,)
+            memory[np.atleast_1d(episode_start)] = 0
+        actions = self.place(groups, memory).actions()
+        return (actions[0] if np.ndim(observation) == 1 else actions), (memory,)
 
 
 @lru_cache
@@ -129,8 +149,8 @@ def lowest(scores: Array, mask: Array) -> Array:
     return np.asarray(np.where(mask > 0, scores, np.inf).argmin(axis=-1))
 
 
-def lowest_pair(scores: Array, groups: Groups) -> Placement:
-    """The open pair with the lowest score (B, N, N)."""
+def lowest_pair(scores: Array, groups: Groups) -> tuple[Array, Array]:
+    """The open task node and data node with the lowest score (B, N, N)."""
     is_open = (groups["task_mask"][:, :, None] > 0) & (groups["data_mask"][:, None, :] > 0)
     flat = np.where(is_open, scores, np.inf).reshape(len(scores), -1).argmin(axis=-1)
     return flat // scores.shape[-1], flat % scores.shape[-1]

@@ -22,9 +22,9 @@ class Greedy(Rule):
 
     name: ClassVar[str] = "greedy"
 
-    def place(self, groups: Groups, turn: Array) -> Placement:
+    def place(self, groups: Groups, memory: Array) -> Placement:
         """The pair with the lowest estimate."""
-        return lowest_pair(groups["estimate"], groups)
+        return Placement(*lowest_pair(groups["estimate"], groups))
 
 
 def priced_cost(
@@ -92,7 +92,7 @@ class PricedGreedy(Rule):
     migration_share: Parameter = 0.3
     alpha: Parameter = 1.0
 
-    def place(self, groups: Groups, turn: Array) -> Placement:
+    def place(self, groups: Groups, memory: Array) -> Placement:
         """The pair with the lowest priced cost."""
         cost = priced_cost(
             groups,
@@ -101,4 +101,4 @@ class PricedGreedy(Rule):
             per_row(self.migration_share, 1),
             per_row(self.alpha, 1),
         )
-        return lowest_pair(cost, groups)
+        return Placement(*lowest_pair(cost, groups))

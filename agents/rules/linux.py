@@ -45,15 +45,15 @@ class FirstTouch(Rule):
     tunable: ClassVar[Mapping[str, Range]] = {"tolerance": Range(1.0, 100.0, log=True)}
     tolerance: Parameter = 1.17
 
-    def place(self, groups: Groups, turn: Array) -> Placement:
+    def place(self, groups: Groups, memory: Array) -> Placement:
         """The task where it last ran or on the least loaded node, new data with it."""
-        rows = np.arange(len(turn))
+        rows = np.arange(len(memory))
         queue, access = groups["queue"], groups["access"]
         least, last = lowest(queue, groups["task_mask"]), access.argmax(axis=-1)
         stays = (access[rows, last] > 0) & (groups["task_mask"][rows, last] > 0)
         stays &= queue[rows, last] <= per_row(self.tolerance, 0) * queue[rows, least]
         node = np.where(stays, last, least)
-        return node, data_stays(node, groups)
+        return Placement(node, data_stays(node, groups))
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,10 @@ class Interleave(Rule):
     """New data over nodes in turn, as `numactl --interleave` does with pages [1]; tasks on the least loaded node."""
 
     name: ClassVar[str] = "interleave"
+    num_remembered: ClassVar[int] = 1  # new objects so far
 
-    def place(self, groups: Groups, turn: Array) -> Placement:
+    def place(self, groups: Groups, memory: Array) -> Placement:
         """New data on the node whose turn it is."""
-        data_node = data_stays(nth_open(turn, groups["data_mask"]), groups)
-        return lowest(groups["queue"], groups["task_mask"]), data_node
-
-    def advance(self, groups: Groups, turn: Array) -> Array:
-        """Every new object is a turn."""
-        return turn + is_new(groups)
+        data_node = data_stays(nth_open(memory[:, 0], groups["data_mask"]), groups)
+        memory[:, 0] += is_new(groups)
+        return Placement(lowest(groups["queue"], groups["task_mask"]), data_node)

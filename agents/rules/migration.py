@@ -57,9 +57,9 @@ class MigrationScore(Rule):
     migration_weight: Parameter = 1.0
     threshold: Parameter = 0.0
 
-    def place(self, groups: Groups, turn: Array) -> Placement:
+    def place(self, groups: Groups, memory: Array) -> Placement:
         """New data by the estimate, old data by the score, the task by the estimate."""
-        rows = np.arange(len(turn))
+        rows = np.arange(len(memory))
         access, data_mask = groups["access"], groups["data_mask"]
         remote = access.sum(axis=-1, keepdims=True) - access
         score = per_row(self.local_weight, 1) * access - per_row(self.remote_weight, 1) * remote
@@ -69,4 +69,4 @@ class MigrationScore(Rule):
         moves |= data_mask[rows, home] == 0
         _, best = lowest_pair(groups["estimate"], groups)
         data_node = np.where(is_new(groups), best, np.where(moves, target, home))
-        return lowest_task_node(groups["estimate"], data_node, groups), data_node
+        return Placement(lowest_task_node(groups["estimate"], data_node, groups), data_node)

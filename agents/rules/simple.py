@@ -49,18 +49,19 @@ class Random(Rule):
         episode_start: npt.NDArray[np.bool_] | None = None,
         deterministic: bool = True,
     ) -> tuple[Actions, Memory]:
-        """See `Rule.predict`; here the counter is the row's hash."""
+        """See `Rule.predict`; here the memory is the row's hash."""
         bits = np.atleast_2d(np.ascontiguousarray(observation, np.float32)).view(np.uint32).astype(np.uint64)
         seed = _mixed(np.array([self.seed], np.int64).view(np.uint64) * GOLDEN)
         keys = _mixed(np.arange(1, bits.shape[-1] + 1, dtype=np.uint64) * GOLDEN + seed)
         draw = _mixed((bits * (keys | np.uint64(1))).sum(axis=-1) + seed)
-        actions, _ = super().predict(observation, (draw,))
+        actions, _ = super().predict(observation, (draw[:, None],))
         return actions, None
 
-    def place(self, groups: Groups, turn: Array) -> Placement:
+    def place(self, groups: Groups, memory: Array) -> Placement:
         """Task and data by the two halves of the draw."""
-        low = turn & np.uint64(0xFFFFFFFF)
-        return nth_open(turn >> np.uint64(32), groups["task_mask"]), nth_open(low, groups["data_mask"])
+        draw = memory[:, 0]
+        low = draw & np.uint64(0xFFFFFFFF)
+        return Placement(nth_open(draw >> np.uint64(32), groups["task_mask"]), nth_open(low, groups["data_mask"]))
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,13 @@ class RoundRobin(Rule):
     """Tasks over nodes in turn; new data where the task runs, and data never moves."""
 
     name: ClassVar[str] = "round-robin"
+    num_remembered: ClassVar[int] = 1  # tasks so far
 
-    def place(self, groups: Groups, turn: Array) -> Placement:
+    def place(self, groups: Groups, memory: Array) -> Placement:
         """The node whose turn it is."""
-        node = nth_open(turn, groups["task_mask"])
-        return node, data_stays(node, groups)
-
-    def advance(self, groups: Groups, turn: Array) -> Array:
-        """Every task is a turn."""
-        return turn + 1
+        node = nth_open(memory[:, 0], groups["task_mask"])
+        memory[:, 0] += 1
+        return Placement(node, data_stays(node, groups))
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,10 @@ class DataAffinity(Rule):
 
     name: ClassVar[str] = "data-affinity"
 
-    def place(self, groups: Groups, turn: Array) -> Placement:
+    def place(self, groups: Groups, memory: Array) -> Placement:
         """The data's node, or the nearest that can run tasks."""
         data_node = data_stays(lowest(groups["memory"], groups["data_mask"]), groups)
-        return nearest(data_node, groups["task_mask"], groups), data_node
+        return Placement(nearest(data_node, groups["task_mask"], groups), data_node)
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class ShortestQueue(Rule):
 
     name: ClassVar[str] = "shortest-queue"
 
-    def place(self, groups: Groups, turn: Array) -> Placement:
+    def place(self, groups: Groups, memory: Array) -> Placement:
         """The node that drains first."""
         node = lowest(groups["queue"], groups["task_mask"])
-        return node, data_stays(node, groups)
+        return Placement(node, data_stays(node, groups))

@@ -1,6 +1,7 @@
 """What each rule does on observations small enough to decide by hand."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.rules.base import Range
+from agents.rules.base import Array, Groups, Placement, Range, Rule
 from agents.rules.catalog import RULES, make_rule, rule_names
 from agents.rules.greedy import priced_cost
 from agents.tuning import default_parameters
@@ -201,7 +202,7 @@ def random_rows(rng: np.random.Generator, count: int, num_nodes: int) -> np.ndar
 @given(seed=st.integers(0, 2**32 - 1), num_nodes=st.integers(1, 9), turn=st.integers(0, 1000))
 def test_no_rule_chooses_a_closed_node(name: str, seed: int, num_nodes: int, turn: int):
     rows = random_rows(np.random.default_rng(seed), 5, num_nodes)
-    actions, _ = make_rule(name).predict(rows, state=(np.full(5, turn),))
+    actions, _ = make_rule(name).predict(rows, state=(np.full((5, RULES[name].num_remembered), turn),))
     parts = ObservationLayout(num_nodes).split(rows)
     assert parts["task_mask"][np.arange(5), actions[:, 0]].all()
     assert parts["data_mask"][np.arange(5), actions[:, 1]].all()
@@ -213,10 +214,11 @@ def test_no_rule_chooses_a_closed_node(name: str, seed: int, num_nodes: int, tur
 def test_a_batch_decides_as_its_rows_do(name: str, seed: int, num_nodes: int):
     rows = random_rows(np.random.default_rng(seed), 7, num_nodes)
     rule = make_rule(name)
-    actions, _ = rule.predict(rows, state=(np.arange(7),))
+    memory = np.tile(np.arange(7.0)[:, None], rule.num_remembered)
+    actions, _ = rule.predict(rows, state=(memory,))
     assert actions.dtype == np.int64
     for i, observation in enumerate(rows):
-        alone, _ = rule.predict(observation, state=(np.array([i]),))
+        alone, _ = rule.predict(observation, state=(memory[i : i + 1],))
         assert alone.shape == (2,)
         np.testing.assert_array_equal(alone, actions[i])
 
@@ -271,3 +273,38 @@ def test_unknown_rules_and_parameters_are_named():
 def test_rules_want_the_full_observation():
     with pytest.raises(ValueError, match=r"rules read the full observation, got the one of kind 'chapter'"):
         make_rule("greedy").predict(np.zeros((1, ObservationLayout(4, ObservationKind.CHAPTER).size), np.float32))
+
+
+@dataclass(frozen=True)
+class Counting(Rule):
+    """Remembers how many decisions it took and the sum of the queues; spreads pages in every other decision."""
+
+    name: ClassVar[str] = "counting"
+    num_remembered: ClassVar[int] = 2
+
+    def place(self, groups: Groups, memory: Array) -> Placement:
+        count = memory[:, 0].copy()
+        memory[:, 0] += 1
+        memory[:, 1] += groups["queue"].sum(axis=-1)
+        node = np.zeros(len(memory), np.int64)
+        weights = np.where((count % 2 == 1)[:, None], [[3, 2, 1]], 0)
+        return Placement(node, node, weights)
+
+
+def test_a_rule_remembers_by_row_until_the_episode_ends():
+    rows = np.stack([row(queue=[1.0, 0.0, 0.0]), row(queue=[0.0, 2.0, 5.0])])
+    state = None
+    for start in ([True, True], [False, False], [False, True]):
+        before = None if state is None else state[0].copy()
+        given = state
+        _, state = Counting().predict(rows, state=state, episode_start=np.array(start))
+        if given is not None:
+            np.testing.assert_array_equal(given[0], before)  # the caller's state is the caller's
+    np.testing.assert_array_equal(state[0], [[3.0, 3.0], [1.0, 7.0]])
+
+
+def test_page_weights_follow_the_two_nodes_of_an_action():
+    one, state = Counting().predict(row())
+    assert one.tolist() == [0, 0, 0, 0, 0]
+    again, _ = Counting().predict(row(), state=state)
+    assert again.tolist() == [0, 0, 3, 2, 1]
