@@ -14,8 +14,8 @@ from strategies import Play, Task, plays, seeds, toy_machine, toy_workload
 
 from agents.ppo.config import TeacherConfig
 from agents.ppo.policy import PlacementPolicy, PolicyConfig
-from agents.ppo.rollouts import Rollouts
 from agents.ppo.teacher import Labels, RolloutTeacher, joined, learn
+from agents.rollouts import Rollouts
 from agents.rules.greedy import PricedGreedy
 from envs.observation import Observer
 from envs.reward import RewardWeights

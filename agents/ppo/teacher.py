@@ -24,7 +24,7 @@ from torch import nn
 
 from agents.ppo.config import TeacherConfig
 from agents.ppo.policy import CLOSED, PlacementPolicy
-from agents.ppo.rollouts import Rollouts
+from agents.rollouts import Rollouts
 from agents.rules.greedy import PricedGreedy
 from agents.totals import Totals
 from envs.observation_kernel import Float32

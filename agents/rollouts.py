@@ -70,7 +70,7 @@ class Rollouts:
         self.trials = Simulator(
             world.topologies, world.workload, rows, window_s=world.window_s, num_threads=num_threads
         )
-        self._scratch = [_allocate_scratch(self.trials) for _ in range(self.trials.chunks.count)]
+        self._scratch = [allocate_rollout_scratch(self.trials) for _ in range(self.trials.chunks.count)]
 
     def try_candidates(self, simulator: Simulator, candidates: I64) -> F64:
         """Cost of each candidate and of the decisions after it, until `depth` or the episode's end.
@@ -101,7 +101,7 @@ class Rollouts:
         return total.reshape(candidates.shape)
 
 
-def _allocate_scratch(simulator: Simulator) -> tuple[Any, ...]:
+def allocate_rollout_scratch(simulator: Simulator) -> tuple[Any, ...]:
     """Working arrays of one thread: those of `forecast`, what it writes, and outstanding work."""
     n = simulator.num_nodes
     matrices, migration = np.zeros((2, n * n), np.float32), np.zeros(n, np.float32)
@@ -109,8 +109,11 @@ def _allocate_scratch(simulator: Simulator) -> tuple[Any, ...]:
 
 
 @partial(compiled, sources=SOURCES)
-def priced_pair(machines, tasks, state, b, prices, alpha, reference_s, window_s, scratch):
-    """The pair that the priced greedy rule chooses for the next task of row b."""
+def price_pairs(machines, tasks, state, b, prices, alpha, reference_s, window_s, scratch):
+    """Write what the priced greedy rule makes of every pair for the next task of row b; infinite for closed ones.
+
+    They end up in the first matrix of the scratch.
+    """
     routes, resources, matrices, migration, _ = scratch
     estimate, congestion = matrices[0], matrices[1]
     congestion_price, crowding_price, migration_share = prices
@@ -119,59 +122,75 @@ def priced_pair(machines, tasks, state, b, prices, alpha, reference_s, window_s,
     )
     m, e, t = state.machine[b], state.episode[b], state.task[b]
     width = machines.cores.shape[1]
+    nodes = machines.num_nodes[m]
     load = resources[1]
     obj = tasks.object[e, t]
     size = tasks.object_bytes[e, t]
     home = state.objects[b, obj].node
     some = find_room(machines, state, b, 0, obj, size) >= 0
-    for d in range(machines.num_nodes[m]):
+    for d in range(nodes):
         moved = ZERO if d == home else np.float32(1.0)
         memory = np.float32(state.memory_used_bytes[b, d] / machines.memory_bytes[m, d])
-        migration[d] = _data_node_price(memory, load[d], moved, migration[d], crowding_price, migration_share, alpha)
-    best = np.int64(-1)
-    lowest = np.float32(np.inf)
-    for n in range(machines.num_nodes[m]):
-        if machines.cores[m, n] > 0:
-            for d in range(machines.num_nodes[m]):
-                cost = estimate[n * width + d] + congestion_price * congestion[n * width + d] + migration[d]
-                if cost < lowest and (not some or has_room(machines, state, b, d, obj, size)):
-                    lowest = cost
-                    best = np.int64(n * width + d)
+        price = _data_node_price(memory, load[d], moved, migration[d], crowding_price, migration_share, alpha)
+        migration[d] = price if not some or has_room(machines, state, b, d, obj, size) else np.float32(np.inf)
+    for n in range(width):
+        for d in range(width):
+            i = n * width + d
+            is_open = n < nodes and d < nodes and machines.cores[m, n] > 0
+            cost = estimate[i] + congestion_price * congestion[i] + migration[d]
+            estimate[i] = cost if is_open else np.float32(np.inf)
+
+
+@partial(compiled, sources=SOURCES)
+def priced_pair(machines, tasks, state, b, prices, alpha, reference_s, window_s, scratch):
+    """The pair that the priced greedy rule chooses for the next task of row b."""
+    price_pairs(machines, tasks, state, b, prices, alpha, reference_s, window_s, scratch)
+    costs = scratch[2][0]
+    best = np.int64(0)
+    for i in range(len(costs)):
+        if costs[i] < costs[best]:
+            best = np.int64(i)
     return best
+
+
+@partial(compiled, sources=SOURCES)
+def play(machines, tasks, state, outcome, b, pair, weights, window_s, work):
+    """Run the next task of row b by the pair, move on to the one after it, and return what that cost."""
+    width = machines.cores.shape[1]
+    alpha, beta, reference_s, penalty = weights
+    decide(machines, tasks, state, outcome, b, pair // width, pair % width, window_s, work)
+    advance(tasks, state, b, window_s)
+    return _decision_cost(
+        outcome.exec_s[b],
+        outcome.comm_s[b],
+        outcome.imbalance[b],
+        outcome.out_of_memory[b],
+        alpha,
+        beta,
+        reference_s,
+        penalty,
+    )
+
+
+@partial(compiled, sources=SOURCES)
+def follow(machines, tasks, state, outcome, b, depth, prices, weights, window_s, scratch):
+    """Let the priced greedy rule place up to `depth` tasks of row b; returns what they cost together."""
+    alpha, _, reference_s, _ = weights
+    total = 0.0
+    for _ in range(depth):
+        if state.task[b] >= state.horizon[b]:
+            break
+        pair = priced_pair(
+            machines, tasks, state, b, prices, np.float32(alpha), np.float32(reference_s), window_s, scratch
+        )
+        total += play(machines, tasks, state, outcome, b, pair, weights, window_s, scratch[4])
+    return total
 
 
 @partial(compiled, sources=SOURCES)
 def follow_rule(machines, tasks, state, outcome, pairs, depth, prices, weights, window_s, total, scratch, first, last):
     """Play rows `first` to `last` from their candidates on, and sum what their decisions cost."""
-    width = machines.cores.shape[1]
-    alpha, beta, reference_s, penalty = weights
-    work = scratch[4]
     for b in range(first, last):
-        pair = pairs[b]
-        for step in range(depth):
-            if state.task[b] >= state.horizon[b]:
-                break
-            if step > 0:
-                pair = priced_pair(
-                    machines,
-                    tasks,
-                    state,
-                    b,
-                    prices,
-                    np.float32(alpha),
-                    np.float32(reference_s),
-                    window_s,
-                    scratch,
-                )
-            decide(machines, tasks, state, outcome, b, pair // width, pair % width, window_s, work)
-            advance(tasks, state, b, window_s)
-            total[b] += _decision_cost(
-                outcome.exec_s[b],
-                outcome.comm_s[b],
-                outcome.imbalance[b],
-                outcome.out_of_memory[b],
-                alpha,
-                beta,
-                reference_s,
-                penalty,
-            )
+        if state.task[b] < state.horizon[b]:
+            total[b] = play(machines, tasks, state, outcome, b, pairs[b], weights, window_s, scratch[4])
+            total[b] += follow(machines, tasks, state, outcome, b, depth - 1, prices, weights, window_s, scratch)
