@@ -77,7 +77,7 @@ def test_distances_without_a_name_count_when_they_mean_latency(read):
 
 def test_distances_of_another_meaning_are_left_aside(read):
     topology = read(document(*TWO_NODES, after=distances("0 1", "9 9 9 9", more='name="NVLinkBandwidth"')))
-    assert "gives no distances" in topology.sources["latency_s"]
+    assert "no distances are given" in topology.sources["latency_s"]
 
 
 def test_nodes_are_ordered_by_os_index_and_distances_follow(read):
@@ -220,7 +220,9 @@ def test_complete_memory_attributes_replace_what_would_be_assumed(read):
     np.testing.assert_allclose(topology.latency_s * 1e9, [[80, 140], [150, 90]])
     np.testing.assert_allclose(topology.bandwidth_bytes_per_s / 2**20, [[4000, 1000], [2000, 3000]])
     np.testing.assert_allclose(topology.memory_bandwidth_bytes_per_s / 2**20, [4000, 3000])
-    np.testing.assert_allclose(topology.link_bandwidth_bytes_per_s / 2**20, [1000, 2000])
+    # Reads of node 0 from node 1 come over the link from 1 to 0.
+    assert topology.links.tolist() == [[0, 1], [1, 0]]
+    np.testing.assert_allclose(topology.link_bandwidth_bytes_per_s / 2**20, [2000, 1000])
     assert topology.sources["latency_s"].startswith("file: memory attribute Latency")
     assert topology.sources["bandwidth_bytes_per_s"].startswith("file: memory attribute Bandwidth")
 
@@ -241,11 +243,17 @@ def test_an_initiator_may_be_an_object(read):
     np.testing.assert_allclose(topology.latency_s * 1e9, [[80, 140], [150, 90]])
 
 
-def test_incomplete_memory_attributes_are_left_aside(read):
-    bandwidth = attribute("Bandwidth", ("0x3", 0, 4000), ("0xc", 1, 3000))
-    topology = read(document(*TWO_NODES, after=bandwidth))
+def test_memory_attributes_that_miss_a_node_are_left_aside(read):
+    topology = read(document(*TWO_NODES, after=attribute("Bandwidth", ("0x3", 0, 4000))))
     np.testing.assert_allclose(topology.bandwidth_bytes_per_s, [[90e9, 30e9], [30e9, 90e9]])
     assert topology.sources["bandwidth_bytes_per_s"].startswith("assumed:")
+
+
+def test_memory_attributes_of_the_best_initiators_only_are_completed_by_slit(read):
+    local = attribute("Latency", ("0x3", 0, 80), ("0xc", 1, 90))
+    topology = read(document(*TWO_NODES, after=distances("0 1", "10 21 21 10") + local))
+    np.testing.assert_allclose(topology.latency_s * 1e9, [[80, 189], [168, 90]])
+    assert topology.sources["latency_s"].startswith("file: memory attribute Latency; derived: the rest by SLIT")
 
 
 def test_a_node_without_cores_mirrors_what_others_see_of_it(read):

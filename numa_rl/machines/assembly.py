@@ -9,7 +9,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -23,6 +23,7 @@ from numa_rl.machines.slit import (
     without_detours,
 )
 from numa_rl.topology import DEFAULT_LLC_BYTES, FloatArray, IntArray, LoadedLatency, Topology, hop_counts
+from numa_rl.wording import counted
 
 ASSUMED_FLOPS_PER_CYCLE = 16  # one 256-bit fused multiply-add in single precision
 ASSUMED_FREQUENCY_HZ = 2.5e9
@@ -132,6 +133,14 @@ def with_drawn_links(topology: Topology) -> Topology:
 def joined(*parts: str) -> str:
     """The parts of a source in one text."""
     return "; ".join(part for part in parts if part)
+
+
+def memory_side_caches(sizes: Sequence[float]) -> str:
+    """What a source says of memory-side caches, of which the model has none; nothing where there are none."""
+    if not sizes:
+        return ""
+    each = " to ".join(f"{size / 2**20:.0f}" for size in sorted({min(sizes), max(sizes)}))
+    return f"file: {counted(len(sizes), 'memory-side cache')} of {each} MiB in front of it, which the model leaves out"
 
 
 def _latency(found: Found) -> tuple[FloatArray, str]:

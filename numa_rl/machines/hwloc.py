@@ -8,7 +8,6 @@ Dimension key: N nodes.
 
 References:
     [1] hwloc documentation: Topology Attributes: Distances, Memory Attributes and CPU Kinds.
-    [2] hwloc, `hwloc_bitmap_snprintf`: the text of a cpuset.
 """
 
 from __future__ import annotations
@@ -23,19 +22,16 @@ import defusedxml.ElementTree
 import numpy as np
 from defusedxml.common import DefusedXmlException
 
-from numa_rl.machines.builders import DEFAULT_SOURCES, ChapterFigures
-from numa_rl.machines.slit import latency_from_distances, links_from_distances, uniform_distances
-from numa_rl.topology import DEFAULT_LLC_BYTES, FloatArray, IntArray, Topology, hop_counts
+from numa_rl.machines.assembly import Found, assemble, joined, memory_side_caches
+from numa_rl.machines.processors import from_cpuset, last_level_bytes, peak_flops_per_s, union
+from numa_rl.machines.tree import read_bytes
+from numa_rl.topology import FloatArray, Topology
 
 MAX_FILE_BYTES = 64 * 2**20  # the largest machines take a few MiB
 MAX_NODES = 1024  # Linux's own limit, MAX_NUMNODES
 
-ASSUMED_FLOPS_PER_CYCLE = 16  # one 256-bit fused multiply-add in single precision
-ASSUMED_FREQUENCY_HZ = 2.5e9
-
 KIND_MEANS_LATENCY = 4  # HWLOC_DISTANCES_KIND_MEANS_LATENCY
 DRAM_SUBTYPES = (None, "", "DRAM")
-CPUSET = re.compile(r"0x[0-9a-f]{1,8}(,(0x[0-9a-f]{1,8})?)*", re.IGNORECASE)
 
 LATENCY_UNIT_S = 1e-9  # memory attribute Latency is in ns [1]
 BANDWIDTH_UNIT_BYTES_PER_S = 2.0**20  # memory attribute Bandwidth is in MiB/s [1]
@@ -67,14 +63,10 @@ def read_hwloc(path: Path) -> Topology:
         ValueError: no such file, too large, not XML, with entities of its own, not hwloc's, or not a machine.
     """
     origin = f"hwloc file {str(path)!r}"
-    if not path.is_file():
-        raise ValueError(f"{origin}: must be an existing file, got none.")
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise ValueError(f"{origin}: must be at most {MAX_FILE_BYTES} bytes, got {size}.")
+    content = read_bytes(path, MAX_FILE_BYTES, origin)
     try:
         # A DOCTYPE that names hwloc's DTD is normal, and is never fetched; entities are refused.
-        root = defusedxml.ElementTree.fromstring(path.read_bytes())
+        root = defusedxml.ElementTree.fromstring(content)
     except DefusedXmlException as error:
         raise ValueError(f"{origin}: must not define XML entities, got {error}.") from None
     except (ParseError, LookupError, ValueError) as error:
@@ -95,55 +87,30 @@ def _topology(root: Element, name: str) -> Topology:
     nodes = _nodes(root)
     kind = "Core" if any(True for _ in _objects(root, "Core")) else "PU"
     owned = _owned_cores(_objects(root, kind), nodes)
-    cores = np.array([len(cpusets) for cpusets in owned], dtype=np.int64)
     sources = {
         "cores": f"file: {kind} objects, each counted at its nearest node",
-        "memory_bytes": "file: local_memory",
-        **DEFAULT_SOURCES,
+        "memory_bytes": joined("file: local_memory", memory_side_caches(_memory_side_caches(root))),
     }
-
     flops_per_s, sources["flops_per_s"] = _flops_per_s(root, owned)
     llc_bytes, sources["llc_bytes"] = _llc_bytes(root, owned)
-    slit = _slit(root, nodes)
-    attribute = _memory_attribute(root, "Latency", nodes, owned, LATENCY_UNIT_S)
-    distances = next((known for known in (slit, attribute) if known is not None), uniform_distances(len(nodes)))
-    latency_s = latency_from_distances(distances) if attribute is None else attribute
-    links = links_from_distances(distances)
-    hops = hop_counts(links, len(nodes))
-    sources["latency_s"], sources["links"] = _distance_sources(
-        has_slit=slit is not None, has_latency=attribute is not None
-    )
-
-    assumed = ChapterFigures()
+    latency_s = _memory_attribute(root, "Latency", nodes, owned, LATENCY_UNIT_S)
     bandwidth = _memory_attribute(root, "Bandwidth", nodes, owned, BANDWIDTH_UNIT_BYTES_PER_S)
-    if bandwidth is None:
-        memory_bandwidth = np.full(len(nodes), assumed.memory_bandwidth_bytes_per_s)
-        bandwidth = assumed.bandwidth_bytes_per_s(hops)
-        link_bandwidth = np.full(len(links), assumed.link_bandwidth_bytes_per_s)
-        note = "assumed: the chapter's exercise 3, 100 GB/s peak, 90 local, 30 remote and per link; the file gives none"
-        bandwidth_sources = [note, note, note]
-    else:
-        memory_bandwidth = bandwidth.max(axis=0)
-        link_bandwidth = bandwidth[links[:, 0], links[:, 1]]
-        bandwidth_sources = [
-            "derived: what the best-placed node draws, in the file's memory attribute Bandwidth",
-            "file: memory attribute Bandwidth; a node without cores mirrors what others draw from it",
-            "derived: what the nodes at its ends draw from each other",
-        ]
-    keys = ("memory_bandwidth_bytes_per_s", "bandwidth_bytes_per_s", "link_bandwidth_bytes_per_s")
-    sources.update(zip(keys, bandwidth_sources, strict=True))
-    return Topology(
-        name=name,
-        cores=cores,
-        flops_per_s=flops_per_s,
-        memory_bytes=np.array([node.memory_bytes for node in nodes]),
-        memory_bandwidth_bytes_per_s=memory_bandwidth,
-        latency_s=latency_s,
-        bandwidth_bytes_per_s=bandwidth,
-        links=links,
-        link_bandwidth_bytes_per_s=link_bandwidth,
-        llc_bytes=llc_bytes,
-        sources=sources,
+    if latency_s is not None:
+        sources["latency_s"] = "file: memory attribute Latency"
+    if bandwidth is not None:
+        sources["bandwidth_bytes_per_s"] = "file: memory attribute Bandwidth"
+    return assemble(
+        Found(
+            name=name,
+            cores=np.array([len(cpusets) for cpusets in owned], dtype=np.int64),
+            flops_per_s=flops_per_s,
+            memory_bytes=np.array([node.memory_bytes for node in nodes]),
+            distances=_slit(root, nodes),
+            latency_s=latency_s,
+            bandwidth_bytes_per_s=bandwidth,
+            llc_bytes=llc_bytes,
+            sources=sources,
+        )
     )
 
 
@@ -158,7 +125,7 @@ def _nodes(root: Element) -> list[Node]:
         Node(
             os_index=_whole(element.get("os_index"), "os_index of a NUMANode"),
             gp_index=element.get("gp_index"),
-            cpuset=_cpuset(element.get("cpuset"), "cpuset of a NUMANode"),
+            cpuset=from_cpuset(element.get("cpuset"), "cpuset of a NUMANode"),
             memory_bytes=float(_whole(element.get("local_memory", "0"), "local_memory of a NUMANode")),
             is_dram=element.get("subtype") in DRAM_SUBTYPES and not _has_info(element, "DAXDevice"),
         )
@@ -185,27 +152,11 @@ def _owned_cores(cores: Iterable[Element], nodes: list[Node]) -> list[list[int]]
         key=lambda i: (nodes[i].cpuset.bit_count(), not nodes[i].is_dram, nodes[i].os_index),
     )
     for element in cores:
-        cpuset = _cpuset(element.get("cpuset", "0x0"), "cpuset of a core")
+        cpuset = from_cpuset(element.get("cpuset", "0x0"), "cpuset of a core")
         near = (i for i in order if cpuset & ~nodes[i].cpuset == 0)
         if cpuset and (nearest := next(near, None)) is not None:  # offline cores have an empty cpuset
             owned[nearest].append(cpuset)
     return owned
-
-
-def _distance_sources(*, has_slit: bool, has_latency: bool) -> tuple[str, str]:
-    """Where latency and links came from, given what the file holds."""
-    if has_latency:
-        latency = "file: memory attribute Latency; a node without cores mirrors what others see of it"
-    elif has_slit:
-        latency = (
-            "derived: from SLIT distances in the file, firmware ratios that are often wrong; assumed: 100 ns local"
-        )
-    else:
-        latency = "assumed: 100 ns local, and twice that to any other node; the file gives no distances"
-    if has_slit or has_latency:
-        measure = "SLIT distances" if has_slit else "memory attribute Latency"
-        return latency, f"derived: from {measure}, a pair being linked unless a path over other nodes is no longer"
-    return latency, "assumed: every node linked to every other; the file gives no distances"
 
 
 def _slit(root: Element, nodes: list[Node]) -> FloatArray | None:
@@ -244,14 +195,14 @@ def _is_slit(element: Element) -> bool:
 def _memory_attribute(
     root: Element, name: str, nodes: list[Node], owned: list[list[int]], unit: float
 ) -> FloatArray | None:
-    """A memory attribute from every node with cores to every node, shape (N, N); None unless complete.
+    """A memory attribute from every node with cores to every node, shape (N, N), NaN where the file has none.
 
-    An initiator is any object or cpuset; a node takes the value of the tightest one around all its cores. The
-    rows of nodes without cores, which start no access, mirror what the others see of them.
+    An initiator is any object or cpuset; a node takes the value of the tightest one around all its cores. None
+    unless some node with cores is known to see every memory: a figure of one memory says nothing of another.
     """
     cpuset_of = {element.get("gp_index", ""): element.get("cpuset") for element in root.iter("object")}
     target_of = {node.gp_index: index for index, node in enumerate(nodes) if node.gp_index is not None}
-    cpusets = [_union(cores) for cores in owned]
+    cpusets = [union(cores) for cores in owned]
     values = np.full((len(nodes), len(nodes)), np.nan)
     width = np.full(values.shape, np.inf)
     for attribute in root.iter("memattr"):
@@ -261,74 +212,40 @@ def _memory_attribute(
             value = _whole(element.get("value"), f"value of memory attribute {name}")
             if target is None or text is None or value == 0:
                 continue
-            initiator = _cpuset(text, f"initiator of memory attribute {name}")
+            initiator = from_cpuset(text, f"initiator of memory attribute {name}")
             for node, cpuset in enumerate(cpusets):
                 if cpuset and cpuset & ~initiator == 0 and initiator.bit_count() < width[node, target]:
                     values[node, target], width[node, target] = value * unit, initiator.bit_count()
-    has_cores = np.array([bool(cpuset) for cpuset in cpusets])
-    if np.isnan(values[has_cores]).any() or not has_cores.any():
-        return None
-    return _mirrored(values, has_cores, higher_is_better=name == "Bandwidth")
-
-
-def _mirrored(values: FloatArray, has_cores: IntArray, *, higher_is_better: bool) -> FloatArray:
-    """The matrix with the rows of nodes without cores filled in from their columns, shape (N, N).
-
-    Between two nodes without cores stands the worse of what each gives to the node that is best placed for it.
-    """
-    best = values[has_cores].max(axis=0) if higher_is_better else values[has_cores].min(axis=0)
-    worse = np.minimum.outer(best, best) if higher_is_better else np.maximum.outer(best, best)
-    filled = np.where(has_cores[:, None], values, np.where(has_cores[None, :], values.T, worse))
-    return np.asarray(filled, dtype=np.float64)
+    return values if np.isfinite(values).any(axis=0).all() else None
 
 
 def _flops_per_s(root: Element, owned: list[list[int]]) -> tuple[FloatArray, str]:
-    """Peak of one core of each node, shape (N,), and where it came from.
-
-    A node without cores never uses its figure; it gets the fastest node's.
-    """
-    kinds = [
-        (_cpuset(kind.get("cpuset"), "cpuset of a cpukind"), _info(kind, "FrequencyMaxMHz"))
+    """Peak of one core of each node, shape (N,), and where it came from."""
+    clocks = [
+        (from_cpuset(kind.get("cpuset"), "cpuset of a cpukind"), 1e6 * _whole(text, "FrequencyMaxMHz"))
         for kind in root.iter("cpukind")
+        if (text := _info(kind, "FrequencyMaxMHz")) is not None
     ]
     model = next((value for element in root.iter("object") if (value := _info(element, "CPUModel"))), None)
-    named = re.search(r"([\d.]+) ?GHz", model or "")
-    per_cycle = f"{ASSUMED_FLOPS_PER_CYCLE} single-precision flop per cycle"
-    known = [(cpuset, 1e6 * _whole(text, "FrequencyMaxMHz")) for cpuset, text in kinds if text is not None]
-    covered = _union(cpuset for cpuset, _ in known)
-    if known and all(core & ~covered == 0 for cores in owned for core in cores):
-        hertz = [[max(rate for cpuset, rate in known if cpuset & core) for core in cores] for cores in owned]
-        source = f"derived: FrequencyMaxMHz in the file; assumed: {per_cycle}"
-    else:
-        rate = float(named[1]) * 1e9 if named else ASSUMED_FREQUENCY_HZ
-        hertz = [[rate] * len(cores) for cores in owned]
-        origin = f"derived: {named[0]} in the CPU model's name" if named else f"assumed: {rate / 1e9} GHz"
-        source = f"{origin}; assumed: {per_cycle}"
-    node_hertz = np.array([np.mean(rates) if rates else 0.0 for rates in hertz])
-    node_hertz[node_hertz == 0.0] = node_hertz.max()
-    return node_hertz * ASSUMED_FLOPS_PER_CYCLE, f"{source}{f'; {model.strip()}' if model else ''}"
+    return peak_flops_per_s(owned, clocks, "FrequencyMaxMHz in the file", model)
 
 
 def _llc_bytes(root: Element, owned: list[list[int]]) -> tuple[FloatArray, str]:
-    """Last-level cache of each node, shape (N,), and where it came from; a cache shared by nodes counts by its cores.
-
-    A node whose cores have no such cache in the file gets the assumed size.
-    """
+    """Last-level cache of each node, shape (N,), and where it came from."""
     kind = next((kind for kind in ("L3Cache", "L2Cache") if any(True for _ in _objects(root, kind))), None)
     caches = [
-        (_cpuset(element.get("cpuset"), f"cpuset of an {kind}"), _whole(element.get("cache_size"), "cache_size"))
+        (
+            from_cpuset(element.get("cpuset"), f"cpuset of an {kind}"),
+            _whole(element.get("cache_size"), "cache_size"),
+        )
         for element in (_objects(root, kind) if kind else ())
     ]
-    node_bytes = [
-        sum(size * (cpuset & _union(cores)).bit_count() / cpuset.bit_count() for cpuset, size in caches if cpuset)
-        for cores in owned
-    ]
-    with_cores = [found for found, cores in zip(node_bytes, owned, strict=True) if cores]
-    if all(found > 0 for found in with_cores):
-        source = f"file: {kind} objects"
-    else:
-        source = f"assumed: {DEFAULT_LLC_BYTES} bytes where the file names no cache of a node's cores"
-    return np.array([found or DEFAULT_LLC_BYTES for found in node_bytes], dtype=np.float64), source
+    return last_level_bytes(owned, caches, f"{kind} objects")
+
+
+def _memory_side_caches(root: Element) -> list[int]:
+    """Bytes of every memory-side cache in the file."""
+    return [_whole(element.get("cache_size"), "cache_size") for element in _objects(root, "MemCache")]
 
 
 def _info(element: Element, name: str) -> str | None:
@@ -346,22 +263,3 @@ def _whole(text: str | None, what: str) -> int:
     if text is None or not re.fullmatch(r"[0-9]{1,20}", text):
         raise ValueError(f"{what} must be a whole number >= 0, got {text!r}.")
     return int(text)
-
-
-def _cpuset(text: str | None, what: str) -> int:
-    """The bits of a cpuset: words of 32 bits in hexadecimal, the highest first, zero left out [2].
-
-    >>> hex(_cpuset("0x1,,0x00000003", "cpuset"))
-    '0x10000000000000003'
-    """
-    if text is None or not CPUSET.fullmatch(text):
-        raise ValueError(f"{what} must be 32-bit hexadecimal words, got {text!r}.")
-    return int("".join(word[2:].zfill(8) for word in text.split(",")), 16)
-
-
-def _union(cpusets: Iterable[int]) -> int:
-    """The bits that are in any of the cpusets."""
-    union = 0
-    for cpuset in cpusets:
-        union |= cpuset
-    return union

@@ -211,7 +211,7 @@ class _Measured:
         package = np.arange(self.n) * sockets // self.n
         ratio = np.where(package[:, None] == package[None, :], near, far)
         np.fill_diagonal(ratio, local)
-        return np.asarray(ratio / local)
+        return np.asarray(ratio / local, dtype=np.float64)
 
     def bandwidth(self) -> tuple[FloatArray | None, str]:
         """Read bandwidth of every pair in bytes/s, shape (N, N), NaN where unknown, and its source; or None."""
