@@ -21,13 +21,15 @@ from envs.reward import RewardWeights
 from envs.world import World
 from numa_rl.compilation import compiled
 from numa_rl.simulator.forecast import allocate_scratch, forecast
-from numa_rl.simulator.kernel import advance, decide, find_room, has_room
+from numa_rl.simulator.kernel import advance, decide
+from numa_rl.simulator.placement import find_room, has_room, write_shares
 from numa_rl.simulator.simulator import Simulator
-from numa_rl.simulator.streams import ZERO
+from numa_rl.simulator.state import allocate_work
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
+NO_WEIGHTS = np.zeros(0, np.int64)  # pages are not split
 SOURCES = (greedy.__file__, reward.__file__)
 _data_node_price = compiled(greedy.data_node_price)
 _decision_cost = compiled(reward.decision_cost)
@@ -105,7 +107,7 @@ def allocate_rollout_scratch(simulator: Simulator) -> tuple[Any, ...]:
     """Working arrays of one thread: those of `forecast`, what it writes, and outstanding work."""
     n = simulator.num_nodes
     matrices, migration = np.zeros((2, n * n), np.float32), np.zeros(n, np.float32)
-    return (*allocate_scratch(simulator.machines), matrices, migration, np.zeros(n))
+    return (*allocate_scratch(simulator.machines), matrices, migration, allocate_work(simulator.machines))
 
 
 @partial(compiled, sources=SOURCES)
@@ -114,7 +116,7 @@ def price_pairs(machines, tasks, state, b, prices, alpha, reference_s, window_s,
 
     They end up in the first matrix of the scratch.
     """
-    routes, resources, matrices, migration, _ = scratch
+    routes, resources, matrices, migration, work = scratch
     estimate, congestion = matrices[0], matrices[1]
     congestion_price, crowding_price, migration_share = prices
     forecast(
@@ -127,9 +129,12 @@ def price_pairs(machines, tasks, state, b, prices, alpha, reference_s, window_s,
     obj = tasks.object[e, t]
     size = tasks.object_bytes[e, t]
     home = state.objects[b, obj].node
+    shares = work[0]
+    if home >= 0:
+        write_shares(machines, state, b, obj, shares)
     some = find_room(machines, state, b, 0, obj, size) >= 0
     for d in range(nodes):
-        moved = ZERO if d == home else np.float32(1.0)
+        moved = np.float32(1.0 - shares[d]) if home >= 0 else np.float32(1.0)
         memory = np.float32(state.memory_used_bytes[b, d] / machines.memory_bytes[m, d])
         price = _data_node_price(memory, load[d], moved, migration[d], crowding_price, migration_share, alpha)
         migration[d] = price if not some or has_room(machines, state, b, d, obj, size) else np.float32(np.inf)
@@ -158,8 +163,8 @@ def play(machines, tasks, state, outcome, b, pair, weights, window_s, work):
     """Run the next task of row b by the pair, move on to the one after it, and return what that cost."""
     width = machines.cores.shape[1]
     alpha, beta, reference_s, penalty = weights
-    decide(machines, tasks, state, outcome, b, pair // width, pair % width, window_s, work)
-    advance(tasks, state, b, window_s)
+    decide(machines, tasks, state, outcome, b, pair // width, pair % width, NO_WEIGHTS, window_s, work)
+    advance(machines, tasks, state, b, window_s)
     return _decision_cost(
         outcome.exec_s[b],
         outcome.comm_s[b],

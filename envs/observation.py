@@ -24,6 +24,7 @@ from envs.observation_kernel import Float32, Offsets, Scale, TaskFeature, mask_r
 from envs.reward import RewardWeights
 from numa_rl.simulator.forecast import allocate_scratch
 from numa_rl.simulator.simulator import Simulator
+from numa_rl.simulator.state import allocate_work
 
 
 class ObservationKind(StrEnum):
@@ -40,6 +41,7 @@ _FULL_GROUPS = _CHAPTER_GROUPS | {
     "data": 1,
     "inputs": 1,
     "access": 1,
+    "last": 1,
     "migration": 1,
     "estimate": 2,
     "congestion": 2,
@@ -61,9 +63,10 @@ class ObservationLayout:
             is the offered load of that node's memory controller.
         queue: outstanding work per core of each node, (N,).
         task: features of the task to place, `TaskFeature`.
-        data: 1 at the node where its object lives, (N,).
-        inputs: input bytes by node that holds them, as time from an average local memory, (N,).
+        data: share of its object that is on each node; 1 at every copy of one that is only read, (N,).
+        inputs: input bytes by node that holds them, as time from an average local memory; all copies count, (N,).
         access: recent bytes between the object and each node, over what the window could move, (N,).
+        last: 1 at the node whose task accessed the object last, since it was last moved, (N,).
         migration: time to move the object to each node, (N,).
         nodes: 1 for nodes that exist, 0 for padding, (N,).
         latency: idle latency over the machine's smallest, (N, N).
@@ -156,7 +159,7 @@ class Observer:
         scratch = [allocate_scratch(simulator.machines) for _ in range(simulator.chunks.count)]
         self._routes = np.stack([routes for routes, _ in scratch])
         self._resources = np.stack([resources for _, resources in scratch])
-        self._work = np.zeros((simulator.chunks.count, simulator.num_nodes))
+        self._work = np.stack([allocate_work(simulator.machines) for _ in range(simulator.chunks.count)])
         self._shown = np.full(simulator.num_rows, -1, np.int32)  # the machine whose topology stands in each row
         self._all_rows = np.arange(simulator.num_rows)
         self._version = -1

@@ -13,14 +13,14 @@ import numpy.typing as npt
 
 from numa_rl.compilation import compiled
 from numa_rl.simulator.forecast import forecast
+from numa_rl.simulator.inputs import ready_time
 from numa_rl.simulator.kernel import (
     AHEAD,
     fetch_objects,
-    find_room,
-    has_room,
     outstanding_work,
-    ready_time,
 )
+from numa_rl.simulator.placement import find_room, has_room, write_shares
+from numa_rl.simulator.state import ORDINARY
 from numa_rl.simulator.streams import ZERO, resource_load
 
 Float32 = npt.NDArray[np.float32]
@@ -40,7 +40,9 @@ class TaskFeature:
     INPUT = 6  # input bytes from an average local memory
     READY = 7  # until the object and the inputs have been written
     GAP = 8  # since the last task arrived: short in a burst
-    COUNT = 9  # with it no full observation has the size of a chapter's one, up to 128 nodes
+    READ_ONLY = 9  # 1 when no task writes the object once it exists: data nodes are then copies
+    WRITTEN = 10  # share of the recent accesses to the object, in bytes, that were writes
+    COUNT = 11  # with it no full observation has the size of a chapter's one, up to 128 nodes
 
 
 class Offsets(NamedTuple):
@@ -53,6 +55,7 @@ class Offsets(NamedTuple):
     data: int
     inputs: int
     access: int
+    last: int
     migration: int
     nodes: int
     latency: int
@@ -82,6 +85,7 @@ COMPUTE, MEMORY, WRITE_FRACTION, SIZE = (
 )
 GROWTH, IS_NEW, INPUT = TaskFeature.GROWTH, TaskFeature.IS_NEW, TaskFeature.INPUT
 READY, GAP = TaskFeature.READY, TaskFeature.GAP
+READ_ONLY, WRITTEN = TaskFeature.READ_ONLY, TaskFeature.WRITTEN
 TASK_COUNT = TaskFeature.COUNT
 
 
@@ -129,7 +133,19 @@ def write_chapter(machines, state, b, offsets, reference_s, window_s, work, row)
 
 
 @compiled
-def write_task(machines, tasks, state, b, offsets, scale, reference_s, window_s, row):
+def write_where(machines, state, b, obj, amount, shares, row):
+    """Add `amount` to each node in proportion to the share of the object there: all of it wherever a copy is."""
+    home = state.objects[b, obj].node
+    if home >= 0 and ORDINARY <= state.objects[b, obj].form <= 1:
+        row[home] += amount
+    elif home >= 0:
+        write_shares(machines, state, b, obj, shares)
+        for n in range(len(row)):
+            row[n] += amount * np.float32(shares[n])
+
+
+@compiled
+def write_task(machines, tasks, state, b, offsets, scale, reference_s, window_s, shares, row):
     """Write the task's features, and by node: its object, its inputs, and who has been using the object."""
     m, e, t = state.machine[b], state.episode[b], state.task[b]
     width = machines.cores.shape[1]
@@ -139,21 +155,25 @@ def write_task(machines, tasks, state, b, offsets, scale, reference_s, window_s,
     data = row[offsets.data : offsets.data + width]
     inputs = row[offsets.inputs : offsets.inputs + width]
     access = row[offsets.access : offsets.access + width]
+    last = row[offsets.last : offsets.last + width]
     recent = state.access_bytes[b, obj * width : (obj + 1) * width]
     local = scale.s_per_byte[m]
     decay = math.exp(-np.float32(state.now_s[b] - state.objects[b, obj].accessed_s) / window_s)
+    accessed = ZERO
     for n in range(width):
-        data[n] = ZERO
+        data[n] = last[n] = ZERO
         inputs[n] = ZERO
+        accessed += recent[n]
         access[n] = resource_load(recent[n] * decay, local, window_s)
-    if home >= 0:
-        data[home] = np.float32(1.0)
+    write_where(machines, state, b, obj, np.float32(1.0), shares, data)
+    if state.objects[b, obj].holder >= 0:
+        last[state.objects[b, obj].holder] = np.float32(1.0)
     total = ZERO
     for p in range(tasks.inputs.shape[2]):
         source = tasks.inputs[e, t, p]
         if source >= 0 and state.objects[b, source].node >= 0:
             seconds = tasks.input_bytes[e, t, p] * local / reference_s
-            inputs[state.objects[b, source].node] += seconds
+            write_where(machines, state, b, source, seconds, shares, inputs)
             total += seconds
     task = row[offsets.task : offsets.task + TASK_COUNT]
     task[COMPUTE] = tasks.flops[e, t] * scale.s_per_flop[m] / reference_s
@@ -164,6 +184,8 @@ def write_task(machines, tasks, state, b, offsets, scale, reference_s, window_s,
     task[IS_NEW] = np.float32(home < 0)
     task[INPUT] = total
     task[READY] = np.float32(ready_time(tasks, state, b) - state.now_s[b]) / reference_s
+    task[READ_ONLY] = np.float32(tasks.read_only[e, obj])
+    task[WRITTEN] = state.objects[b, obj].written_bytes / accessed if accessed > ZERO else ZERO
     task[GAP] = np.float32(state.now_s[b] - tasks.arrival_s[e, max(t - 1, 0)]) / reference_s
 
 
@@ -215,7 +237,7 @@ def observe_range(
             fetch_objects(tasks, state, rows[i + AHEAD], width)
         b = rows[i]
         row = buffer[b]
-        write_chapter(machines, state, b, offsets, reference_s, window_s, work, row)
+        write_chapter(machines, state, b, offsets, reference_s, window_s, work[0], row)
         changing = len(row)
         if offsets.task >= 0:
             changing = offsets.nodes
@@ -227,7 +249,7 @@ def observe_range(
             congestion = row[offsets.congestion : offsets.congestion + width * width]
             migration = row[offsets.migration : offsets.migration + width]
             if state.task[b] < tasks.arrival_s.shape[1]:
-                write_task(machines, tasks, state, b, offsets, scale, reference_s, window_s, row)
+                write_task(machines, tasks, state, b, offsets, scale, reference_s, window_s, work[1], row)
                 forecast(
                     machines,
                     tasks,

@@ -62,7 +62,7 @@ def test_groups_follow_each_other_and_fill_the_row(num_nodes, kind):
     assert layout.size == parts[-1].stop
 
 
-def test_a_row_of_two_nodes_has_47_values_of_which_the_chapter_has_8():
+def test_a_row_of_two_nodes_has_51_values_of_which_the_chapter_has_8():
     assert ObservationLayout(2, FULL).size == 9 * 2 + 5 * 4 + 9
     assert ObservationLayout(2, CHAPTER).size == 2 + 4 + 2
 
@@ -81,7 +81,7 @@ def test_split_gives_views_and_matrices_their_shape(kind):
 
 
 def test_split_refuses_rows_of_another_size():
-    with pytest.raises(ValueError, match=r"an observation of 2 nodes \(full\) must have 47 values, got shape \(45,\)"):
+    with pytest.raises(ValueError, match=r"an observation of 2 nodes \(full\) must have 51 values, got shape \(45,\)"):
         ObservationLayout(2, FULL).split(np.zeros(45))
 
 

@@ -431,7 +431,7 @@ def test_an_action_must_name_a_node_of_the_rows_machine():
 
 @pytest.mark.parametrize("actions", [np.zeros((1, 2)), np.zeros(2, int), np.zeros((2, 2), int), np.zeros((1, 2), bool)])
 def test_actions_must_be_integers_two_for_each_row(actions):
-    with pytest.raises(ValueError, match=r"actions must be integers of shape \(1, 2\), got"):
+    with pytest.raises(ValueError, match=r"actions must be integers of shape \(1, 2\), or"):
         started(toy_machine(), toy_workload([Task()])).step(actions)
 
 

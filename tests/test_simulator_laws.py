@@ -241,7 +241,7 @@ def test_any_number_of_threads_gives_the_same_bits(workload, seed):
 def unpadded(simulator: Simulator, row: int, num_nodes: int, num_links: int) -> dict[str, np.ndarray]:
     """What a step wrote about the nodes and links that exist."""
     width, found = simulator.num_nodes, bits(simulator, row)
-    for name in ("traffic_bytes", "core_free_s", "access_bytes"):
+    for name in ("traffic_bytes", "core_free_s", "access_bytes", "page_weights"):
         found[name] = found[name].reshape(-1, width)[:, :num_nodes]
     found["pair_bytes"] = found["pair_bytes"].reshape(width, width, 2)[:num_nodes, :num_nodes]
     found["passed_bytes"] = found["passed_bytes"][:num_nodes]
@@ -249,7 +249,8 @@ def unpadded(simulator: Simulator, row: int, num_nodes: int, num_links: int) -> 
     found["core_free_s"] = found["core_free_s"][:3]
     used = found["resource_bytes"]
     found["resource_bytes"] = np.concatenate([used[:num_nodes], used[width : width + num_links]])
-    found["memory_used_bytes"] = found["memory_used_bytes"][:num_nodes]
+    for name in ("memory_used_bytes", "spare_bytes"):
+        found[name] = found[name][:num_nodes]
     found["node_free_s"] = found["node_free_s"][:num_nodes]
     found.pop("machine")
     return {name: np.ascontiguousarray(values) for name, values in found.items()}

@@ -11,14 +11,16 @@ from __future__ import annotations
 import numpy as np
 
 from numa_rl.compilation import compiled
-from numa_rl.simulator.kernel import find_room, gathered_bytes, ready_time
+from numa_rl.simulator.inputs import gathered_bytes, has_scattered_inputs, ready_time, write_sources
 from numa_rl.simulator.lines import cached_lines, line_ratios, line_time
-from numa_rl.simulator.state import F32, Machines
+from numa_rl.simulator.placement import find_room, holds_copy, nearest_copy, occupied_bytes
+from numa_rl.simulator.state import F32, SPLIT, Machines
 from numa_rl.simulator.streams import (
     HALF,
     ONE,
     ZERO,
     latency_factor,
+    migrate,
     migration_time,
     page_time,
     read_time,
@@ -88,6 +90,48 @@ def weigh_lines(machines, state, b, obj, num_bytes, write_fraction, loaded, read
 
 
 @compiled
+def weigh_sources(machines, tasks, state, b, routes, resources):
+    """Fill the rows of `resources` for reading with what the inputs cost each node, where some are scattered."""
+    m = state.machine[b]
+    width = machines.cores.shape[1]
+    controller, price, reading, reading_price = resources[0], resources[2], resources[3], resources[4]
+    sources, shares = resources[5][:width], resources[6][:width]
+    for n in range(machines.num_nodes[m]):
+        write_sources(machines, tasks, state, b, n, shares, sources)
+        for y in range(machines.num_nodes[m]):
+            read = sources[y]
+            if read > ZERO:
+                i = n * width + y
+                s_per_byte = stream_s_per_byte(
+                    machines.pair_s_per_byte[m, i],
+                    controller[y],
+                    routes[0, i],
+                    routes[1, i],
+                    ZERO,
+                    routes[5, i],
+                    machines.outstanding_bytes[m],
+                )
+                split = ZERO if n == y else controller[y]
+                most = read if n == y else HALF * machines.llc_bytes[m, n]
+                reading[n] += read_time(read, s_per_byte, split, routes[5, i], most)
+                reading_price[n] += read * (price[y] + routes[3, i])
+
+
+@compiled
+def weigh_gathering(machines, state, b, obj, target, window_s, price, price_in):
+    """Seconds to gather the pages of a split object on `target`, and the price of the traffic."""
+    seconds = 0.0
+    charge = ZERO
+    width = machines.cores.shape[1]
+    for home in range(machines.num_nodes[state.machine[b]]):
+        part = occupied_bytes(machines, state, b, obj, home)
+        if home != target and part > 0.0:
+            seconds += migrate(machines, state, b, home, target, part, window_s)
+            charge += np.float32(part) * (price[home] + price[target] + price_in[target * width + home])
+    return np.float32(seconds), charge
+
+
+@compiled
 def forecast(
     machines, tasks, state, b, alpha, reference_s, window_s, routes, resources, estimate, congestion, migration
 ):
@@ -118,6 +162,7 @@ def forecast(
     obj = tasks.object[e, t]
     size = tasks.object_bytes[e, t]
     home = state.objects[b, obj].node
+    form = state.objects[b, obj].form
     old_size = np.float32(state.objects[b, obj].bytes)
     num_bytes = tasks.bytes[e, t]
     write_fraction = tasks.write_fraction[e, t]
@@ -137,11 +182,14 @@ def forecast(
     for n in range(width):
         reading[n] = reading_price[n] = ZERO
     weigh_lines(machines, state, b, obj, num_bytes, write_fraction, loaded, reading)
+    scattered = has_scattered_inputs(tasks, state, b)
+    if scattered:
+        weigh_sources(machines, tasks, state, b, routes, resources)
     for p in range(tasks.inputs.shape[2]):
         source = tasks.inputs[e, t, p]
         if source >= 0:
             weigh_lines(machines, state, b, source, tasks.input_bytes[e, t, p], ZERO, loaded, reading)
-        read = gathered_bytes(tasks, state, b, p)
+        read = ZERO if scattered else gathered_bytes(tasks, state, b, p)
         if read > ZERO:
             y = state.objects[b, source].node
             for n in range(width):
@@ -161,18 +209,23 @@ def forecast(
         migration[d] = moving[d] = moving_price[d] = ZERO
         target = find_room(machines, state, b, d, obj, size)
         fits &= target == d
-        if home >= 0 and target >= 0 and target != home:
-            i = target * width + home
+        if home < 0 or target < 0 or (form != SPLIT and holds_copy(state, b, obj, target, width)):
+            continue
+        if form == SPLIT:
+            seconds, moving_price[d] = weigh_gathering(machines, state, b, obj, target, window_s, price, price_in)
+        else:
+            source = home if form <= 1 else nearest_copy(machines, state, b, obj, target)
+            i = target * width + source
             s_per_byte = stream_s_per_byte(
-                pair_s_per_byte[i], controller[home], inward[i], outward[i], ZERO, loaded[i], outstanding
+                pair_s_per_byte[i], controller[source], inward[i], outward[i], ZERO, loaded[i], outstanding
             )
             half_cache = HALF * machines.llc_bytes[m, target]
             seconds = migration_time(
-                old_size, controller[home], s_per_byte, controller[target], loaded[i], half_cache, page_s
+                old_size, controller[source], s_per_byte, controller[target], loaded[i], half_cache, page_s
             )
-            migration[d] = seconds * per_reference
-            moving[d] = alpha * seconds
-            moving_price[d] = old_size * (price[home] + price[target] + price_in[i])
+            moving_price[d] = old_size * (price[source] + price[target] + price_in[i])
+        migration[d] = seconds * per_reference
+        moving[d] = alpha * seconds
 
     for n in range(nodes):
         row = slice(n * width, (n + 1) * width)

@@ -22,17 +22,24 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from numa_rl.compilation import compiled
+from numa_rl.simulator.inputs import input_transfer, ready_time
 from numa_rl.simulator.lines import ask_holder, cache_lines
-from numa_rl.simulator.state import EXCLUSIVE, OBJECT
-from numa_rl.simulator.streams import (
-    HALF,
-    ONE,
-    ZERO,
-    controller_s_per_byte,
-    migrate,
-    read_time,
-    transfer_cost,
+from numa_rl.simulator.moves import access_pages, count_move, move_pages, pages_s_per_byte, read_input
+from numa_rl.simulator.placement import (
+    AFTER,
+    BEFORE,
+    WEIGHTS,
+    add_copy,
+    find_page_room,
+    find_room,
+    holds_copy,
+    make_room,
+    nearest_copy,
+    take_away,
+    write_held,
 )
+from numa_rl.simulator.state import EXCLUSIVE, OBJECT, ORDINARY, SPLIT
+from numa_rl.simulator.streams import ONE, ZERO, add_traffic, migrate, transfer_cost
 
 OBJECT_BYTES = OBJECT.itemsize
 AHEAD = 3  # rows between asking for an object's cache lines and using them
@@ -70,75 +77,6 @@ def fetch_objects(tasks, state, b, width):
                 prefetch(state.objects, start)
                 prefetch(state.objects, start + OBJECT_BYTES - 1)
                 prefetch(state.access_bytes, (b * objects + obj) * width * 4)
-
-
-@compiled
-def has_room(machines, state, b, node, obj, num_bytes):
-    """Whether `node` can hold `obj` at `num_bytes`; what the object already occupies there counts as free."""
-    used = state.memory_used_bytes[b, node] + num_bytes
-    if state.objects[b, obj].node == node:
-        used -= state.objects[b, obj].bytes
-    return used <= machines.memory_bytes[state.machine[b], node]
-
-
-@compiled
-def find_room(machines, state, b, node, obj, num_bytes):
-    """The nearest node to `node` that has room, itself first, as Linux falls back; -1 when none has."""
-    m = state.machine[b]
-    row = node * machines.cores.shape[1]
-    for k in range(machines.num_nodes[m]):
-        candidate = machines.fallback_order[m, row + k]
-        if has_room(machines, state, b, candidate, obj, num_bytes):
-            return candidate
-    return -1
-
-
-@compiled
-def ready_time(tasks, state, b):
-    """When the next task's object and inputs have been written, at least now."""
-    e, t = state.episode[b], state.task[b]
-    ready = max(state.now_s[b], state.objects[b, tasks.object[e, t]].ready_s)
-    for p in range(tasks.inputs.shape[2]):
-        obj = tasks.inputs[e, t, p]
-        if obj >= 0:
-            ready = max(ready, state.objects[b, obj].ready_s)
-    return ready
-
-
-@compiled
-def gathered_bytes(tasks, state, b, p):
-    """Bytes of the next task's inputs from the node of its p-th, if that is the first from there: one message [1]."""
-    e, t = state.episode[b], state.task[b]
-    obj = tasks.inputs[e, t, p]
-    if obj < 0 or state.objects[b, obj].node < 0:
-        return ZERO
-    home = state.objects[b, obj].node
-    for before in range(p):
-        other = tasks.inputs[e, t, before]
-        if other >= 0 and state.objects[b, other].node == home:
-            return ZERO
-    total = tasks.input_bytes[e, t, p]
-    for after in range(p + 1, tasks.inputs.shape[2]):
-        other = tasks.inputs[e, t, after]
-        if other >= 0 and state.objects[b, other].node == home:
-            total += tasks.input_bytes[e, t, after]
-    return total
-
-
-@compiled
-def input_transfer(machines, tasks, state, b, node, window_s):
-    """Seconds for a core of `node` to read the next task's live inputs, one source node after another [1]."""
-    m, e, t = state.machine[b], state.episode[b], state.task[b]
-    seconds = 0.0
-    for p in range(tasks.inputs.shape[2]):
-        num_bytes = gathered_bytes(tasks, state, b, p)
-        if num_bytes > ZERO:
-            home = state.objects[b, tasks.inputs[e, t, p]].node
-            s_per_byte, latency = transfer_cost(machines, state, b, node, home, ZERO, window_s)
-            split = ZERO if home == node else controller_s_per_byte(machines, state, b, home, window_s)
-            most = num_bytes if home == node else HALF * machines.llc_bytes[m, node]
-            seconds += read_time(num_bytes, s_per_byte, split, latency, most)
-    return seconds
 
 
 @compiled
@@ -193,37 +131,96 @@ def load_imbalance(machines, state, b, work):
 
 
 @compiled
-def add_traffic(machines, state, b, node, target, reads, writes):
-    """Count bytes read and written between `node` and memory of `target`, on its controller and on every link."""
-    m = state.machine[b]
-    width = machines.cores.shape[1]
-    used = state.resource_bytes[b]
-    pair = node * width + target
-    state.traffic_bytes[b, pair] += reads + writes
-    state.pair_bytes[b, 2 * pair] += reads
-    state.pair_bytes[b, 2 * pair + 1] += writes
-    used[target] += reads + writes
-    start = node * width + node
-    while pair != start:
-        used[machines.link_in[m, pair]] += reads
-        used[machines.link_out[m, pair]] += writes
-        pair = np.int64(machines.parent_pair[m, pair])
-
-
-@compiled
-def add_access(state, b, node, obj, num_bytes, width, window_s):
+def add_access(state, b, node, obj, num_bytes, write_fraction, width, window_s):
     """Bring the object's access counts up to now and count bytes that `node` moves."""
     row = state.access_bytes[b, obj * width : (obj + 1) * width]
     decay = math.exp(-np.float32(state.now_s[b] - state.objects[b, obj].accessed_s) / window_s)
     for n in range(width):
         row[n] *= decay
     row[node] += num_bytes
+    written_bytes = state.objects[b, obj].written_bytes * decay
+    state.objects[b, obj].written_bytes = np.float32(written_bytes) + num_bytes * write_fraction
     state.objects[b, obj].accessed_s = state.now_s[b]
 
 
 @compiled
-def decide(machines, tasks, state, outcome, b, node, data_node, window_s, work):
-    """Run the next task of row b on `node` with its object on `data_node`; write what it cost [2]."""
+def page_placement(machines, state, b, obj, target, size, spread, home, work):
+    """Write the bytes on each node before and after a placement with split pages: rows BEFORE and AFTER of `work`.
+
+    Returns:
+        Whether pages have to be dealt out anew: an object that only grows, by the same weights, moves nothing.
+    """
+    width = machines.cores.shape[1]
+    before, after = work[BEFORE], work[AFTER]
+    write_held(machines, state, b, obj, before)
+    form = state.objects[b, obj].form
+    if form > 1:  # pages come from the first copy, the others are dropped
+        for n in range(width):
+            before[n] = before[n] if n == home else 0.0
+    if not spread:
+        for n in range(width):
+            after[n] = size if n == target else 0.0
+        return True
+    if form != SPLIT:
+        return True
+    changed = False
+    for n in range(width):
+        changed |= work[WEIGHTS, n] != state.page_weights[b, obj * width + n]
+    return changed
+
+
+@compiled
+def settle(machines, tasks, state, b, obj, target, size, spread, pages, replicated, work):
+    """Put the object where it was decided to be, and give back the memory where it was."""
+    width = machines.cores.shape[1]
+    home = state.objects[b, obj].node
+    if replicated:
+        add_copy(machines, state, b, obj, target)
+        return
+    if pages:
+        take_away(machines, state, b, obj)
+        for n in range(width):
+            state.memory_used_bytes[b, n] += work[AFTER, n]
+    else:
+        if state.objects[b, obj].form > 0:  # of what is only read, there is a copy already
+            return
+        if home >= 0:
+            state.memory_used_bytes[b, home] -= state.objects[b, obj].bytes
+        state.memory_used_bytes[b, target] += size
+    state.objects[b, obj].node = target
+    state.objects[b, obj].bytes = size
+    if spread:
+        state.objects[b, obj].form = SPLIT
+        for n in range(width):
+            state.page_weights[b, obj * width + n] = np.uint8(work[WEIGHTS, n])
+        return
+    if home < 0 or pages:
+        state.objects[b, obj].form = 1 if tasks.read_only[state.episode[b], obj] else ORDINARY
+    if state.memory_used_bytes[b, target] > machines.memory_bytes[state.machine[b], target]:
+        make_room(machines, state, b, target, obj)
+
+
+@compiled
+def was_redirected(weights, work, spread, target, data_node):
+    """Whether full nodes made the placement another one than was asked for."""
+    if target < 0:
+        return False
+    asked = False
+    changed = not spread
+    for n in range(len(weights)):
+        asked |= weights[n] > 0
+        changed |= spread and work[WEIGHTS, n] != weights[n]
+    return changed if asked else target != data_node
+
+
+@compiled
+def decide(machines, tasks, state, outcome, b, node, data_node, weights, window_s, work):
+    """Run the next task of row b on `node` with its object on `data_node`; write what it cost [2].
+
+    Of an object that is only read, `data_node` says which copy the task reads; one is made where there is none. Where
+    `weights` are given, (N,) and not all zero, pages are split over the nodes in proportion to them instead; if no
+    node has room for pages, the object is placed as if they had not been given.
+    """
     m, e, t = state.machine[b], state.episode[b], state.task[b]
     width = machines.cores.shape[1]
     node = machines.runs_on[m, node]
@@ -231,59 +228,86 @@ def decide(machines, tasks, state, outcome, b, node, data_node, window_s, work):
     num_bytes = tasks.bytes[e, t]
     size = tasks.object_bytes[e, t]
     home = state.objects[b, obj].node
+    form = state.objects[b, obj].form
     old_size = state.objects[b, obj].bytes
     write_fraction = tasks.write_fraction[e, t]
 
-    target = find_room(machines, state, b, data_node, obj, size)
+    target = np.int64(-1)
+    for n in range(len(weights)):
+        if weights[n] > 0:
+            target = find_page_room(machines, state, b, obj, size, weights, work)
+            break
+    spread = target >= 0
+    if not spread:
+        target = find_room(machines, state, b, data_node, obj, size)
+    pages = target >= 0 and (spread or form == SPLIT)
+    source = np.int64(home)
+    replicated = False
+    migrated = target >= 0 and home >= 0 and home != target and not pages
+    if migrated and form > 0:
+        migrated = False
+        replicated = not holds_copy(state, b, obj, target, width)
+        source = nearest_copy(machines, state, b, obj, target)
+    before, after = work[BEFORE], work[AFTER]
+    moves = pages and page_placement(machines, state, b, obj, target, size, spread, home, work)
+
     outcome.task_node[b] = node
     outcome.data_node[b] = target
     outcome.out_of_memory[b] = target < 0
-    outcome.fell_back[b] = target >= 0 and target != data_node
-    migrated = target >= 0 and home >= 0 and home != target
-    outcome.migrated[b] = migrated
+    outcome.fell_back[b] = was_redirected(weights, work, spread, target, data_node)
     wait = service = inputs = migration = coherence = 0.0
     local_bytes = remote_bytes = 0.0
     if target >= 0:
         # Every time is taken before this task's own traffic is added: the estimate sees the same state.
-        s_per_byte, _ = transfer_cost(machines, state, b, node, target, write_fraction, window_s)
+        if spread and size > 0.0:
+            s_per_byte = pages_s_per_byte(machines, state, b, node, after, write_fraction, window_s)
+        else:
+            s_per_byte, _ = transfer_cost(machines, state, b, node, target, write_fraction, window_s)
         service = max(tasks.flops[e, t] * machines.s_per_flop[m, node], num_bytes * s_per_byte)  # roofline [3]
-        inputs = input_transfer(machines, tasks, state, b, node, window_s)
+        inputs = input_transfer(machines, tasks, state, b, node, window_s, work)
         coherence = task_coherence(machines, tasks, state, b, node, window_s)
-        if migrated:
-            migration = migrate(machines, state, b, home, target, old_size, window_s)
+        if migrated or replicated:
+            migration = migrate(machines, state, b, source, target, old_size, window_s)
+        elif moves:
+            migration, moved = move_pages(machines, state, b, before, after, window_s, False)
+            migrated = moved > 0.0
         start = max(ready_time(tasks, state, b), state.node_free_s[b, node])
         wait = start - state.now_s[b]
         finish = start + migration + inputs + coherence + service
         occupy_core(machines, state, b, node, finish)
 
-        if migrated:
-            add_traffic(machines, state, b, target, home, np.float32(old_size), ZERO)
-            add_traffic(machines, state, b, target, target, ZERO, np.float32(old_size))
+        if moves:
+            _, moved = move_pages(machines, state, b, before, after, window_s, True)
+            remote_bytes += moved
+        elif migrated or replicated:
+            count_move(machines, state, b, source, target, old_size)
             remote_bytes += old_size
-        add_traffic(machines, state, b, node, target, num_bytes * (ONE - write_fraction), num_bytes * write_fraction)
-        add_access(state, b, node, obj, num_bytes, width, window_s)
-        if target == node:
-            local_bytes += num_bytes
+        if spread and size > 0.0:
+            for n in range(width):
+                work[0, n] = after[n] / size
+            near, far = access_pages(machines, state, b, node, work[0], num_bytes, write_fraction)
+            local_bytes += near
+            remote_bytes += far
         else:
-            remote_bytes += num_bytes
+            add_traffic(
+                machines, state, b, node, target, num_bytes * (ONE - write_fraction), num_bytes * write_fraction
+            )
+            if target == node:
+                local_bytes += num_bytes
+            else:
+                remote_bytes += num_bytes
+        add_access(state, b, node, obj, num_bytes, write_fraction, width, window_s)
         for p in range(tasks.inputs.shape[2]):
             source = tasks.inputs[e, t, p]
             if source >= 0 and state.objects[b, source].node >= 0:
-                where = state.objects[b, source].node
                 read = tasks.input_bytes[e, t, p]
-                add_traffic(machines, state, b, node, where, read, ZERO)
-                add_access(state, b, node, source, read, width, window_s)
+                near, far = read_input(machines, state, b, node, source, read, work[0])
+                add_access(state, b, node, source, read, ZERO, width, window_s)
                 cache_lines(machines, state, b, node, source, read, ZERO)
-                if where == node:
-                    local_bytes += read
-                else:
-                    remote_bytes += read
+                local_bytes += near
+                remote_bytes += far
 
-        if home >= 0:
-            state.memory_used_bytes[b, home] -= old_size
-        state.memory_used_bytes[b, target] += size
-        state.objects[b, obj].node = target
-        state.objects[b, obj].bytes = size
+        settle(machines, tasks, state, b, obj, target, size, spread, pages, replicated, work)
         if migrated:
             state.objects[b, obj].holder = -1  # the lines of the pages it left are dropped
             state.objects[b, obj].cached_bytes = ZERO
@@ -291,8 +315,10 @@ def decide(machines, tasks, state, outcome, b, node, data_node, window_s, work):
         if home < 0 or migrated or write_fraction > ZERO:
             state.objects[b, obj].ready_s = finish
 
-    outstanding_work(machines, state, b, work)
-    outcome.imbalance[b] = load_imbalance(machines, state, b, work)
+    outcome.migrated[b] = migrated
+    outcome.replicated[b] = replicated
+    outstanding_work(machines, state, b, work[0])
+    outcome.imbalance[b] = load_imbalance(machines, state, b, work[0])
     outcome.wait_s[b] = wait
     outcome.migration_s[b] = migration
     outcome.coherence_s[b] = coherence
@@ -320,7 +346,7 @@ def occupy_core(machines, state, b, node, until_s):
 
 
 @compiled
-def advance(tasks, state, b, window_s):
+def advance(machines, tasks, state, b, window_s):
     """Free what the task just decided was the last to use, then move time to the next task.
 
     That is when it arrives or, in a graph of tasks, when its inputs are ready, and never back.
@@ -328,10 +354,10 @@ def advance(tasks, state, b, window_s):
     e, t = state.episode[b], state.task[b]
     obj = tasks.first_freed[e, t]
     while obj >= 0:
-        home = state.objects[b, obj].node
-        if home >= 0:
-            state.memory_used_bytes[b, home] -= state.objects[b, obj].bytes
+        if state.objects[b, obj].node >= 0:
+            take_away(machines, state, b, obj)
             state.objects[b, obj].node = -1
+            state.objects[b, obj].form = ORDINARY
             state.objects[b, obj].bytes = 0.0
             state.objects[b, obj].holder = -1
         obj = tasks.next_freed[e, obj]
@@ -363,6 +389,7 @@ def reset_row(tasks, state, b, episode, machine, horizon):
     state.core_free_s[b, :] = start
     state.node_free_s[b, :] = start
     state.memory_used_bytes[b, :] = 0.0
+    state.spare_bytes[b, :] = 0.0
     state.traffic_bytes[b, :] = 0.0
     state.resource_bytes[b, :] = 0.0
     state.access_bytes[b, :] = 0.0
@@ -370,7 +397,9 @@ def reset_row(tasks, state, b, episode, machine, horizon):
     state.pair_bytes[b, :] = ZERO
     for obj in range(state.objects.shape[1]):
         state.objects[b, obj].node = -1
+        state.objects[b, obj].form = ORDINARY
         state.objects[b, obj].bytes = 0.0
+        state.objects[b, obj].written_bytes = ZERO
         state.objects[b, obj].ready_s = start
         state.objects[b, obj].accessed_s = start
         state.objects[b, obj].cached_at = 0.0
@@ -414,7 +443,8 @@ def step_range(machines, tasks, state, outcome, totals, actions, window_s, work,
         decided_s[b] = -1.0
         if state.task[b] < state.horizon[b]:
             decided_s[b] = state.now_s[b]
-            decide(machines, tasks, state, outcome, b, actions[b, 0], actions[b, 1], window_s, work)
-            advance(tasks, state, b, window_s)
+            weights = actions[b, 2:]
+            decide(machines, tasks, state, outcome, b, actions[b, 0], actions[b, 1], weights, window_s, work)
+            advance(machines, tasks, state, b, window_s)
         outcome.finished[b] = state.task[b] >= state.horizon[b]
     add_totals(totals, outcome, decided_s, first, last)

@@ -25,7 +25,7 @@ still_cached = compiled(resident_bytes)
 def cached_lines(machines, state, b, obj):
     """Bytes of an object that its holder's cache still has, of those that the last access left there."""
     holder = state.objects[b, obj].holder
-    if holder < 0:
+    if holder < 0 or state.objects[b, obj].form > 1:  # readers of copies are not told from each other
         return ZERO
     passed = np.float32(state.passed_bytes[b, holder] - state.objects[b, obj].cached_at)
     llc_bytes = machines.llc_bytes[state.machine[b], holder]

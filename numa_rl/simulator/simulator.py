@@ -20,6 +20,7 @@ from numa_rl.simulator.state import (
     allocate_outcome,
     allocate_state,
     allocate_totals,
+    allocate_work,
     compile_machines,
     compile_tasks,
 )
@@ -27,6 +28,7 @@ from numa_rl.topology import Topology
 from numa_rl.workloads.workload import Workload
 
 IntArray = npt.NDArray[np.int64]
+MOST_WEIGHT = 255  # as in Linux, /sys/kernel/mm/mempolicy/weighted_interleave
 
 
 class Simulator:
@@ -73,7 +75,7 @@ class Simulator:
         self.outcome: Outcome = allocate_outcome(num_rows)
         self.totals: Totals = allocate_totals(num_rows)
         self.version = 0  # counts changes of the state
-        self._work = np.zeros((self.chunks.count, self.num_nodes))
+        self._work = np.stack([allocate_work(self.machines) for _ in range(self.chunks.count)])
         self._decided_s = np.zeros(num_rows)
 
     @property
@@ -129,7 +131,10 @@ class Simulator:
 
         Args:
             actions: (task node, data node) of each row, integers, shape (B, 2). A task sent to a node without
-                cores runs on the nearest node that has some.
+                cores runs on the nearest node that has some. Of an object that is only read and exists, the data
+                node is the copy that the task reads, and one is made where there is none. Actions of shape
+                (B, 2 + N) go on with page weights, 0 to 255: where a row has any, the object's pages are split
+                over the nodes in proportion to them, and the data node only counts if they have no room.
 
         Returns:
             What each decision led to: buffers that the next step overwrites.
@@ -144,24 +149,38 @@ class Simulator:
         return self.outcome
 
     def checked(self, actions: npt.NDArray[Any]) -> IntArray:
-        """The actions as integers, shape (B, 2).
+        """The actions as integers, shape (B, 2) or (B, 2 + N).
 
         Raises:
-            ValueError: they are not integers of that shape, or one names no node of the row's machine.
+            ValueError: they are not integers of that shape, one names no node of the row's machine, or a page weight
+                is out of range or on a node that the row's machine has not.
         """
         array = np.asarray(actions)
-        if array.shape != (self.num_rows, 2) or array.dtype.kind not in "iu":
+        shapes = [(self.num_rows, 2), (self.num_rows, 2 + self.num_nodes)]
+        if array.shape not in shapes or array.dtype.kind not in "iu":
             raise ValueError(
-                f"actions must be integers of shape ({self.num_rows}, 2), got {array.dtype} of shape {array.shape}."
+                f"actions must be integers of shape {shapes[0]}, or {shapes[1]} with page weights, "
+                f"got {array.dtype} of shape {array.shape}."
             )
         array = np.ascontiguousarray(array, np.int64)
         limit = self.machines.num_nodes[self.state.machine]
-        bad = (array < 0) | (array >= limit[:, None])
+        bad = (array[:, :2] < 0) | (array[:, :2] >= limit[:, None])
         if bad.any():
             row, column = (int(i) for i in np.argwhere(bad)[0])
             what = ("task node", "data node")[column]
             raise ValueError(f"{what} must be in 0..{limit[row] - 1}, got {array[row, column]} (row {row}).")
+        self._check_weights(array[:, 2:], limit)
         return array
+
+    def _check_weights(self, weights: IntArray, limit: npt.NDArray[np.int32]) -> None:
+        """Raise ValueError unless page weights are in range, and 0 for nodes that are not there."""
+        most = np.where(np.arange(weights.shape[1]) < limit[:, None], MOST_WEIGHT, 0)
+        bad = (weights < 0) | (weights > most)
+        if bad.any():
+            row, node = (int(i) for i in np.argwhere(bad)[0])
+            raise ValueError(
+                f"page weight of node {node} must be in 0..{most[row, node]}, got {weights[row, node]} (row {row})."
+            )
 
 
 def _integers(name: str, values: npt.ArrayLike) -> IntArray:

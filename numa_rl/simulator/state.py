@@ -24,6 +24,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 U32 = npt.NDArray[np.uint32]
+U8 = npt.NDArray[np.uint8]
 Bool = npt.NDArray[np.bool_]
 
 
@@ -169,6 +170,7 @@ class Tasks(NamedTuple):
     input_bytes: F32  # (E, T, P)
     first_freed: I32  # (E, T) the first object freed after this task, or -1
     next_freed: I32  # (E, O) the next object freed after the same task, or -1
+    read_only: Bool  # (E, O) objects that no task writes once they exist
     follows_inputs: np.bool_  # whether time moves on to when the next task's inputs are ready
 
 
@@ -194,6 +196,7 @@ def compile_tasks(workload: Workload) -> Tasks:
         workload.input_bytes,
         first_freed,
         next_freed,
+        workload.read_only,
         np.bool_(workload.follows_inputs),
     )
 
@@ -206,13 +209,16 @@ OBJECT = np.dtype(
         ("accessed_s", np.float64),  # when its access_bytes were last brought up to date
         ("cached_at", np.float64),  # what had passed through its holder's cache when that last touched it
         ("cached_bytes", np.float32),  # what that access left there
-        ("node", np.int32),  # where it lives, -1 while it does not
-        ("holder", np.int32),  # the node whose cache answers for its lines, the last to touch it; -1 when none did
-        ("sharer", np.int32),  # the holder before, for lines in F; else EXCLUSIVE or MODIFIED
+        ("written_bytes", np.float32),  # of its access_bytes, those that were writes
+        ("node", np.int16),  # where it lives, or most of it, or its first copy; -1 while it does not
+        ("form", np.int16),  # ORDINARY, SPLIT, or the number of copies of one that is only read
+        ("holder", np.int16),  # the node whose cache answers for its lines, the last to touch it; -1 when none did
+        ("sharer", np.int16),  # the holder before, for lines in F; else EXCLUSIVE or MODIFIED
     ],
     align=True,
 )
 EXCLUSIVE, MODIFIED = -1, -2
+ORDINARY, SPLIT = 0, -1
 
 
 class State(NamedTuple):
@@ -226,9 +232,11 @@ class State(NamedTuple):
     core_free_s: F64  # (B, C * N) when each core is free, core-major so that nodes are contiguous
     node_free_s: F64  # (B, N) the smallest of a node's core_free_s
     memory_used_bytes: F64  # (B, N)
+    spare_bytes: F64  # (B, N) of these, copies that can be dropped
     traffic_bytes: F32  # (B, N * N) recent bytes by initiator and target: the communication matrix
     resource_bytes: F32  # (B, R) recent bytes through each memory controller and link
     objects: npt.NDArray[np.void]  # (B, O) of OBJECT
+    page_weights: U8  # (B, O * N) how a SPLIT object's pages are dealt out; 1 at each of several copies
     access_bytes: F32  # (B, O * N) bytes recently moved between each object and each node
     passed_bytes: F64  # (B, N) bytes that have passed through each node's cache
     pair_bytes: F32  # (B, N * N * 2) all bytes read, then written, between each initiator and target
@@ -246,9 +254,11 @@ def allocate_state(num_rows: int, machines: Machines, num_objects: int) -> State
         core_free_s=np.zeros((b, c * n), np.float64),
         node_free_s=np.zeros((b, n), np.float64),
         memory_used_bytes=np.zeros((b, n), np.float64),
+        spare_bytes=np.zeros((b, n), np.float64),
         traffic_bytes=np.zeros((b, n * n), np.float32),
         resource_bytes=np.zeros((b, r), np.float32),
         objects=np.zeros((b, num_objects), OBJECT),
+        page_weights=np.zeros((b, num_objects * n), np.uint8),
         access_bytes=np.zeros((b, num_objects * n), np.float32),
         passed_bytes=np.zeros((b, n), np.float64),
         pair_bytes=np.zeros((b, n * n * 2), np.float32),
@@ -266,7 +276,8 @@ class Outcome(NamedTuple):
     imbalance: F64  # sigma / mu of outstanding work per core, over nodes with cores
     task_node: I32  # where the task ran: the chosen node, or the nearest with cores
     data_node: I32  # where the object was put, after fallback; -1 when out of memory
-    migrated: Bool
+    migrated: Bool  # the object, or pages of it, moved between nodes
+    replicated: Bool  # a copy was made of an object that is only read
     fell_back: Bool  # the chosen data node was full and another one was used
     out_of_memory: Bool  # no node had room: the task was dropped
     local_bytes: F64  # bytes moved within the task's node
@@ -277,7 +288,7 @@ class Outcome(NamedTuple):
 def allocate_outcome(num_rows: int) -> Outcome:
     """Outcome buffers of B rows."""
     kinds = dict.fromkeys(("task_node", "data_node"), np.int32) | dict.fromkeys(
-        ("migrated", "fell_back", "out_of_memory", "finished"), np.bool_
+        ("migrated", "replicated", "fell_back", "out_of_memory", "finished"), np.bool_
     )
     arrays: dict[str, npt.NDArray[Any]] = {
         name: np.zeros(num_rows, kinds.get(name, np.float64)) for name in Outcome._fields
@@ -303,3 +314,11 @@ class Totals(NamedTuple):
 def allocate_totals(num_rows: int) -> Totals:
     """Totals of B rows, all zero."""
     return Totals(*np.zeros((len(Totals._fields), num_rows), np.float64))
+
+
+NUM_WORK_ROWS = 5
+
+
+def allocate_work(machines: Machines) -> F64:
+    """A thread's working array, (5, N): outstanding work; then see `placement.py`."""
+    return np.zeros((NUM_WORK_ROWS, machines.max_nodes))

@@ -159,3 +159,21 @@ def migrate(machines, state, b, source, target, num_bytes, window_s):
     page_s = page_time(num_bytes, machines.page_bytes[m], machines.page_move_s[m])
     half_cache = HALF * machines.llc_bytes[m, target]
     return migration_time(np.float32(num_bytes), reading, s_per_byte, writing, latency, half_cache, np.float32(page_s))
+
+
+@compiled
+def add_traffic(machines, state, b, node, target, reads, writes):
+    """Count bytes read and written between `node` and memory of `target`, on its controller and on every link."""
+    m = state.machine[b]
+    width = machines.cores.shape[1]
+    used = state.resource_bytes[b]
+    pair = node * width + target
+    state.traffic_bytes[b, pair] += reads + writes
+    state.pair_bytes[b, 2 * pair] += reads
+    state.pair_bytes[b, 2 * pair + 1] += writes
+    used[target] += reads + writes
+    start = node * width + node
+    while pair != start:
+        used[machines.link_in[m, pair]] += reads
+        used[machines.link_out[m, pair]] += writes
+        pair = np.int64(machines.parent_pair[m, pair])
