@@ -12,13 +12,13 @@ References:
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from numa_rl.wording import cut, quoted
+from numa_rl.wording import quoted
+from numa_rl.workloads.json_files import read_json, shown
 from numa_rl.workloads.recorded_graph import RecordedGraph
 from numa_rl.workloads.task_graph import topological_order
 
@@ -125,31 +125,9 @@ def read_workflow(path: str | Path) -> RecordedWorkflow:
             tasks; the message names file, place, rule and value.
     """
     try:
-        return _workflow(_document(Path(path)))
+        return _workflow(read_json(Path(path), "a workflow", MOST_FILE_BYTES))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _document(path: Path) -> Any:
-    try:
-        size = path.stat().st_size
-        if size > MOST_FILE_BYTES:
-            raise ValueError(f"a workflow must have at most {MOST_FILE_BYTES} bytes, got {size}.")
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"a workflow must be a readable file: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"a workflow must be UTF-8 text: {error.reason} at byte {error.start}.") from error
-    try:
-        return json.loads(text, parse_constant=_refuse)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"a workflow must be JSON: {error}.") from error
-    except RecursionError as error:
-        raise ValueError("a workflow must not be nested so deeply.") from error
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"a number must be finite, got {constant}.")
 
 
 def _workflow(document: Any) -> RecordedWorkflow:
@@ -244,7 +222,7 @@ def _entries(table: dict[str, Any], key: str, owner: str, needed: bool = True) -
         return
     values = table.get(key)
     if not isinstance(values, list):
-        raise ValueError(f"{owner}: {key} must be a list, got {_shown(values)}.")
+        raise ValueError(f"{owner}: {key} must be a list, got {shown(values)}.")
     for place, value in enumerate(values):
         where = f"{owner}.{key}[{place}]"
         _require_table(value, where)
@@ -252,41 +230,32 @@ def _entries(table: dict[str, Any], key: str, owner: str, needed: bool = True) -
 
 
 def _table(table: dict[str, Any], key: str, owner: str) -> dict[str, Any]:
-    value = table.get(key)
-    _require_table(value, f"{owner}: {key}")
-    return dict(value)
+    value: dict[str, Any] = table.get(key, {})
+    _require_table(table.get(key), f"{owner}: {key}")
+    return value
 
 
 def _require_table(value: Any, what: str) -> None:
     if not isinstance(value, dict):
-        raise ValueError(f"{what} must be a JSON object, got {_shown(value)}.")
+        raise ValueError(f"{what} must be a JSON object, got {shown(value)}.")
 
 
 def _name(entry: dict[str, Any], key: str, where: str) -> str:
     value = entry.get(key)
     if not isinstance(value, str) or not value:
-        raise ValueError(f"{where}: {key} must be a string, got {_shown(value)}.")
+        raise ValueError(f"{where}: {key} must be a string, got {shown(value)}.")
     return value
 
 
 def _names(entry: dict[str, Any], key: str, where: str) -> list[str]:
     value = entry.get(key, [])
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise ValueError(f"{where}: {key} must be a list of strings, got {_shown(value)}.")
+        raise ValueError(f"{where}: {key} must be a list of strings, got {shown(value)}.")
     return list(value)
 
 
 def _number(entry: dict[str, Any], key: str, where: str, most: float) -> float:
     value = entry.get(key)
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= most:
-        raise ValueError(f"{where}: {key} must be a number in 0..{most:g}, got {_shown(value)}.")
+        raise ValueError(f"{where}: {key} must be a number in 0..{most:g}, got {shown(value)}.")
     return float(value)
-
-
-def _shown(value: Any) -> str:
-    """A value of the file as JSON, cut to fit a message; only as much of it as that takes is written out."""
-    return "nothing" if value is None else cut(repr(value) if not isinstance(value, Sequence | dict) else _kind(value))
-
-
-def _kind(value: Any) -> str:
-    return repr(value[:80]) if isinstance(value, str) else "a JSON object" if isinstance(value, dict) else "a list"
