@@ -36,8 +36,10 @@ class MachineShow:
     """Show a machine: its nodes, distances and links, and where each figure came from.
 
     Attributes:
-        machine: a machine's name (`machine list` prints them), or the path of an hwloc XML file, or of a machine in
-            our own JSON.
+        machine: a machine's name (`machine list` prints them), or `live` for this one, or a path: an hwloc XML file, a
+            machine in our own JSON, a folder or tar archive with a copy of /sys, what `numactl -H` or Intel MLC
+            printed, or an ACPI HMAT. FILE.json#ENTRY is one of a collection of measurements, MLC_TEXT#MACHINE
+            measurements on a machine that says the rest.
         json: print one JSON object instead of tables; saved to a file, it is a machine to edit and load.
     """
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -117,6 +118,39 @@ def assemble(found: Found) -> Topology:
         **optional,
     )
     return topology if found.bandwidth_bytes_per_s is None else with_drawn_links(topology)
+
+
+def measured_on(base: Topology, figures: Mapping[str, Any], sources: Mapping[str, str]) -> Topology:
+    """A machine with some figures measured, and all others those of a base machine.
+
+    Pairs that were not measured go by the base machine's latency, scaled to those that were.
+
+    Args:
+        base: the machine that supplies the rest, its links too.
+        figures: latency, bandwidth and loaded latency as in `Found`, each only where measured.
+        sources: where each of them came from.
+
+    Raises:
+        ValueError: the figures are of another number of nodes, or outside their range.
+    """
+    told = {key: joined(text, f"given: by machine {base.name!r}") for key, text in base.sources.items()} | dict(sources)
+    changed: dict[str, Any] = {key: figures[key] for key in ("loaded_latency",) if key in figures}
+    for key in ("latency_s", "bandwidth_bytes_per_s"):
+        if key not in figures:
+            continue
+        if len(figures[key]) != base.num_nodes:
+            raise ValueError(
+                f"measurements must be of {base.name!r}'s {base.num_nodes} nodes, got {len(figures[key])}."
+            )
+        cost = 1.0 / figures[key] if key == "bandwidth_bytes_per_s" else figures[key]
+        filled, notes = completed(cost, base.cores > 0, base.latency_s, FROM_LATENCY)
+        changed[key] = 1.0 / filled if key == "bandwidth_bytes_per_s" else filled
+        told[key] = joined(sources[key], *notes)
+    if "bandwidth_bytes_per_s" not in changed:
+        return replace(base, sources=told, **changed)
+    changed["memory_bandwidth_bytes_per_s"] = changed["bandwidth_bytes_per_s"][base.cores > 0].max(axis=0)
+    told |= {"memory_bandwidth_bytes_per_s": DRAWN, "link_bandwidth_bytes_per_s": LINK_DRAWN}
+    return with_drawn_links(replace(base, sources=told, **changed))
 
 
 def with_drawn_links(topology: Topology) -> Topology:

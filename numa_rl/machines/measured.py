@@ -43,8 +43,8 @@ BANDWIDTH_KEYS = ("read_bandwidth_MBps", "read_bandwidth_MBps_row0")
 STREAM_KEYS = (
     "stream_copy_1core_MBps_cpu7_to_node",
     "stream_copy_1core_MBps_to_node0_from_node",
-    "stream_copy_1core_MBps_local_remote",
 )
+STREAM_EITHER = "stream_copy_1core_MBps_local_remote"
 # Figures that no machine of ours has a place for, and words.
 UNUSED_KEYS = (
     "threads_per_core",
@@ -61,6 +61,7 @@ KNOWN_KEYS = (
     *LATENCY_KEYS,
     *BANDWIDTH_KEYS,
     *STREAM_KEYS,
+    STREAM_EITHER,
     *UNUSED_KEYS,
 )
 OUTLIER = re.compile(r"\[(\d{1,4})\]\[(\d{1,4})\]")
@@ -198,7 +199,8 @@ class _Measured:
         check_numbers("local_latency_ns_4096MB.serial", values, 1)
         if len(values) == 0 or len(values) % self.n:
             raise ValueError(f"local_latency_ns_4096MB.serial must have as many cores of each node, got {len(values)}.")
-        return _positive("local_latency_ns_4096MB", np.array(values, np.float64)).reshape(self.n, -1).mean(axis=1) * NS
+        latency_ns = _numbers("local_latency_ns_4096MB", values, (len(values),)).reshape(self.n, -1)
+        return np.asarray(latency_ns.mean(axis=1) * NS, dtype=np.float64)
 
     def relative(self) -> FloatArray:
         """Latency over local by package, for packages of as many nodes each, shape (N, N)."""
@@ -249,6 +251,9 @@ class _Measured:
     def streams(self) -> dict[tuple[int, int], float]:
         """What one core's STREAM copy moves, bytes/s by (node that asks, node of the memory)."""
         values: dict[tuple[int, int], float] = {}
+        if STREAM_EITHER in self.entry:
+            local, remote = (_numbers(STREAM_EITHER, self.entry[STREAM_EITHER], (2,)) * MB).tolist()
+            values = {(i, j): local if i == j else remote for i in range(self.n) for j in range(self.n)}
         for key in STREAM_KEYS:
             if key not in self.entry:
                 continue
