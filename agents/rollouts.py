@@ -60,14 +60,9 @@ class Rollouts:
         num_threads: int = 1,
     ) -> None:
         """Allocate the trial rows."""
-        if type(world.weights) is not RewardWeights:
-            raise ValueError(f"rollouts know the reward of RewardWeights alone, got {type(world.weights).__name__}.")
         self.num_candidates = num_candidates
         self.depth = depth
-        self.weights = world.weights
-        self._prices = tuple(
-            np.float32(value) for value in (rule.congestion_price, rule.crowding_price, rule.migration_share)
-        )
+        self._weights, self._prices = kernel_weights(world.weights), kernel_prices(rule)
         rows = num_rows * num_candidates
         self.trials = Simulator(
             world.topologies, world.workload, rows, window_s=world.window_s, num_threads=num_threads
@@ -95,12 +90,36 @@ class Rollouts:
             np.ascontiguousarray(candidates.reshape(-1)),
             self.depth,
             self._prices,
-            tuple(np.float64(number) for number in self.weights.numbers),
+            self._weights,
             self.trials.window_s,
             total,
         )
         self.trials.chunks.run(lambda chunk, first, last: follow_rule(*arguments, self._scratch[chunk], first, last))
         return total.reshape(candidates.shape)
+
+
+def kernel_weights(weights: RewardWeights) -> tuple[np.float64, ...]:
+    """The reward as kernels take it.
+
+    Raises:
+        ValueError: it is not the plain `RewardWeights`, whose formula they share.
+    """
+    if type(weights) is not RewardWeights:
+        raise ValueError(f"rollouts know the reward of RewardWeights alone, got {type(weights).__name__}.")
+    return tuple(np.float64(number) for number in weights.numbers)
+
+
+def kernel_prices(rule: PricedGreedy) -> tuple[np.float32, ...]:
+    """The rule's prices as kernels take them.
+
+    Raises:
+        ValueError: a price is an array.
+    """
+    prices = {name: getattr(rule, name) for name in ("congestion_price", "crowding_price", "migration_share")}
+    for name, price in prices.items():
+        if np.ndim(price):
+            raise ValueError(f"{rule.name}: {name} must be one number, got an array of shape {np.shape(price)}.")
+    return tuple(np.float32(price) for price in prices.values())
 
 
 def allocate_rollout_scratch(simulator: Simulator) -> tuple[Any, ...]:
@@ -178,12 +197,15 @@ def play(machines, tasks, state, outcome, b, pair, weights, window_s, work):
 
 
 @partial(compiled, sources=SOURCES)
-def follow(machines, tasks, state, outcome, b, depth, prices, weights, window_s, scratch):
-    """Let the priced greedy rule place up to `depth` tasks of row b; returns what they cost together."""
+def follow(machines, tasks, state, outcome, b, depth, limit, prices, weights, window_s, scratch):
+    """Let the priced greedy rule place up to `depth` tasks of row b; returns what they cost together.
+
+    It ends early once that is `limit` or more.
+    """
     alpha, _, reference_s, _ = weights
     total = 0.0
     for _ in range(depth):
-        if state.task[b] >= state.horizon[b]:
+        if state.task[b] >= state.horizon[b] or total >= limit:
             break
         pair = priced_pair(
             machines, tasks, state, b, prices, np.float32(alpha), np.float32(reference_s), window_s, scratch
@@ -198,4 +220,6 @@ def follow_rule(machines, tasks, state, outcome, pairs, depth, prices, weights, 
     for b in range(first, last):
         if state.task[b] < state.horizon[b]:
             total[b] = play(machines, tasks, state, outcome, b, pairs[b], weights, window_s, scratch[4])
-            total[b] += follow(machines, tasks, state, outcome, b, depth - 1, prices, weights, window_s, scratch)
+            total[b] += follow(
+                machines, tasks, state, outcome, b, depth - 1, np.inf, prices, weights, window_s, scratch
+            )
