@@ -14,7 +14,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -26,6 +26,8 @@ from agents.rules.base import Rule
 from agents.rules.catalog import RULES, make_rule
 from envs.reward import RewardWeights
 from envs.world import World
+from numa_rl.coherence.samples import LINE_BYTES
+from numa_rl.topology import Topology
 
 F64 = npt.NDArray[np.float64]
 
@@ -58,11 +60,26 @@ class TunedRule:
         return make_rule(self.name, **self.parameters)
 
 
-def default_parameters(name: str, weights: RewardWeights) -> dict[str, float]:
-    """Every parameter of a rule at its default; one called `alpha` takes the reward's alpha."""
+def default_parameters(name: str, weights: RewardWeights, topologies: Sequence[Topology] = ()) -> dict[str, float]:
+    """Every parameter of a rule at its default, but for what belongs to the scenario and not to the rule.
+
+    Args:
+        name: one of `rule_names()`.
+        weights: a parameter called `alpha` takes their alpha.
+        topologies: a parameter called `accesses_per_us` takes what their controllers serve at full load, on
+            average over these machines, for one rule plays on all of them; its default if there are none.
+    """
     rule = make_rule(name)
     parameters = {item.name: getattr(rule, item.name) for item in fields(rule)}
-    return parameters | ({"alpha": weights.alpha} if "alpha" in parameters else {})
+    known = {"alpha": weights.alpha}
+    if topologies:
+        known["accesses_per_us"] = float(np.mean([full_load_per_us(topology) for topology in topologies]))
+    return parameters | {key: value for key, value in known.items() if key in parameters}
+
+
+def full_load_per_us(topology: Topology) -> float:
+    """Accesses to DRAM, a cache line each, that all controllers of a machine serve in a microsecond."""
+    return float(topology.memory_bandwidth_bytes_per_s.sum() / (LINE_BYTES * 1e6))
 
 
 def tune_rule(name: str, world: World, seed: int = 0, num_settings: int = NUM_SETTINGS) -> TunedRule:
@@ -79,7 +96,7 @@ def tune_rule(name: str, world: World, seed: int = 0, num_settings: int = NUM_SE
     """
     if num_settings < 1:
         raise ValueError(f"num_settings must be >= 1, got {num_settings}.")
-    defaults = default_parameters(name, world.weights)
+    defaults = default_parameters(name, world.weights, world.topologies)
     ranges = RULES[name].tunable
     pool = world.workload.num_episodes
     default = np.array([[defaults[parameter] for parameter in ranges]])

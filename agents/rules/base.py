@@ -185,3 +185,29 @@ def data_stays(new_node: Array, groups: Groups) -> Array:
     """A new object on `new_node`, an old one where it is, each on the nearest open node if that one is full."""
     node = np.where(is_new(groups), new_node, groups["data"].argmax(axis=-1))
     return nearest(node, groups["data_mask"], groups)
+
+
+def unless_overloaded(node: Array, wanted: Array, tolerance: Parameter, groups: Groups) -> Array:
+    """Those task nodes where they are wanted, open and not overloaded, else the least loaded one, shape (B,).
+
+    Args:
+        node: where the tasks would run, shape (B,).
+        wanted: rows in which that node means something, shape (B,).
+        tolerance: overloaded is who has more than this times the least outstanding work.
+        groups: of the observation.
+    """
+    rows = np.arange(len(node))
+    queue, mask = groups["queue"], groups["task_mask"]
+    least = lowest(queue, mask)
+    stays = wanted & (mask[rows, node] > 0) & (queue[rows, node] <= per_row(tolerance, 0) * queue[rows, least])
+    return np.where(stays, node, least)
+
+
+def page_rows(rows: Array, weights: Array) -> Array:
+    """Page weights in some rows (B,) and zeros, which spread nothing, in the others, shape (B, N)."""
+    return np.where(rows[:, None], weights, 0)
+
+
+def is_split(groups: Groups) -> Array:
+    """Whether the object's pages lie on several nodes, shape (B,): then no node has all of it."""
+    return np.asarray(~is_new(groups) & (groups["data"].max(axis=-1) < 1.0))

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from agents.rules.asymsched import AsymSched
 from agents.rules.base import Rule
+from agents.rules.bwap import Bwap
+from agents.rules.carrefour import Carrefour
 from agents.rules.greedy import Greedy, PricedGreedy
-from agents.rules.linux import FirstTouch, Interleave
+from agents.rules.linux import AutoNuma, FirstTouch, Interleave, WeightedInterleave
 from agents.rules.migration import MigrationScore
 from agents.rules.simple import DataAffinity, Random, RoundRobin, ShortestQueue
 
@@ -19,8 +22,13 @@ RULES: Mapping[str, type[Rule]] = {
         RoundRobin,
         FirstTouch,
         Interleave,
+        WeightedInterleave,
         DataAffinity,
         ShortestQueue,
+        AutoNuma,
+        Carrefour,
+        Bwap,
+        AsymSched,
         Greedy,
         MigrationScore,
         PricedGreedy,
