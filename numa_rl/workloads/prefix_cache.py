@@ -76,7 +76,7 @@ class PrefixCache:
 
     Attributes:
         num_tasks: tasks of an episode, T; they are merged in arrival order and cut there.
-        requests_per_s: mean rate of requests, later turns included.
+        requests_per_s: mean rate of requests, later turns included, were none cut; with the defaults a tenth are.
         burstiness: rate of new conversations in a burst over their mean rate; 1 is a Poisson process.
         burst_s: mean length of a burst; without effect when `burstiness` is 1.
         warm_up_conversations: conversations that began before the episode; their later turns are met in it.

@@ -161,7 +161,10 @@ class Threads:
         if matrix is None:
             name = PATTERN_NAMES[int(pattern * len(PATTERN_NAMES))] if self.pattern == MIXED else self.pattern
             matrix = random_pairs(edges, self.random_degree) if name == RANDOM else PATTERNS[name](self.num_threads)
-        return np.asarray(matrix * (len(matrix) / max(matrix.sum(), np.finfo(np.float64).tiny)))
+        if not matrix.any():
+            return matrix
+        matrix = matrix / matrix.max()  # whatever the unit is, sums are finite
+        return np.asarray(matrix / matrix.sum(axis=1).mean())
 
     def _workload(
         self, data_bytes: FloatArray, variation: FloatArray, partner: IntArray, exchange_bytes: FloatArray
@@ -219,7 +222,8 @@ def random_pairs(uniform: FloatArray, degree: float) -> FloatArray:
     if chance == 0.0:
         return np.zeros_like(uniform)
     # Given that a uniform is below the chance, their ratio is a uniform of its own.
-    amount = np.where(uniform < chance, -np.log1p(-np.minimum(uniform / chance, 1.0 - 2.0**-53)), 0.0)
+    fresh = np.minimum(uniform, chance) / chance
+    amount = np.where(uniform < chance, -np.log1p(-np.minimum(fresh, 1.0 - 2.0**-53)), 0.0)
     above = np.triu(amount, 1)
     return np.asarray(above + above.T)
 
