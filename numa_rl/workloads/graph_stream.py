@@ -5,7 +5,8 @@ Dimension key: E episodes, T tasks, S shared objects, n tasks of a kind, P input
 An episode has T tasks. First come S loader tasks, which create the shared objects at time 0; then the tasks of graphs
 that arrive as a Poisson process, each graph of a kind drawn at random. Tasks stand in the order of the times at which
 they would start if everything went at a nominal pace, so that graphs mix as they would on a machine, and the episode
-ends after T tasks in the midst of the last graphs. Task t owns object t: the one that it makes, its output.
+ends after T tasks in the midst of the last graphs. Task t owns object t, which it makes: its output. Only a task that
+merely looks at a shared object owns that one.
 
 A task reads what it needs of its inputs, streams `work_bytes` through its own object while it computes, and writes its
 output there. Its output is freed when the last task that reads it has been placed, at once where none does (it leaves
@@ -45,6 +46,8 @@ class GraphKind:
             `shared_input(s)` for the s-th shared object.
         input_share: share of that object that it reads, shape (n, P).
         read_only: tasks whose output is a file of the input, shape (n,).
+        looks_at: the shared object that a task has for its own, and only reads, in place of an output, shape (n,);
+            `NO_OBJECT` for none. By placing such a task's data a scheduler may give a shared object another copy.
     """
 
     flops: FloatArray
@@ -55,6 +58,7 @@ class GraphKind:
     inputs: IntArray
     input_share: FloatArray
     read_only: npt.NDArray[np.bool_]
+    looks_at: IntArray
 
     @property
     def num_tasks(self) -> int:
@@ -132,8 +136,7 @@ class GraphStream:
         starts_s = [kind.start_s(self.shared_bytes, self.flops_per_s, self.bytes_per_s) for kind in kinds]
         episodes = [self._episode(rng, kinds, starts_s) for _ in range(num_episodes)]
         arrays = {name: np.stack([episode[name] for episode in episodes]) for name in episodes[0]}
-        own = np.tile(np.arange(self.num_tasks, dtype=np.int32), (num_episodes, 1))
-        return Workload(name=self.name, object=own, follows_inputs=self.follows_inputs, **arrays)
+        return Workload(name=self.name, follows_inputs=self.follows_inputs, **arrays)
 
     def _episode(
         self, rng: np.random.Generator, kinds: Sequence[GraphKind], starts_s: Sequence[FloatArray]
@@ -164,23 +167,24 @@ class GraphStream:
             out=np.ones(len(time_s)),
             where=moved_bytes > 0,
         )
-        object_bytes = np.concatenate([self.shared_bytes, output_bytes[order]])
-
-        def with_loaders(loader: npt.ArrayLike, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-            return np.concatenate([np.broadcast_to(loader, (s, *values.shape[1:])), values[order]])
-
-        inputs = with_loaders(NO_OBJECT, objects)
-        share = with_loaders(0.0, tasks.input_share)
+        looks = tasks.looks_at[order] != NO_OBJECT
+        own = np.concatenate([np.arange(s), np.where(looks, tasks.looks_at[order], s + np.arange(len(order)))])
+        made_bytes = np.concatenate([self.shared_bytes, output_bytes[order]])
+        inputs = np.concatenate([np.full((s, objects.shape[1]), NO_OBJECT), objects[order]])
+        share = np.concatenate([np.zeros(inputs[:s].shape), tasks.input_share[order]])
+        freed_after = self._freed_after(objects, place)
+        freed_after[s:][looks] = NEVER  # there is none
         return {
-            "arrival_s": with_loaders(0.0, time_s),
-            "flops": with_loaders(0.0, tasks.flops * flops_factor),
+            "arrival_s": np.concatenate([np.zeros(s), time_s[order]]),
+            "flops": np.concatenate([np.zeros(s), (tasks.flops * flops_factor)[order]]),
             "bytes": np.concatenate([self.shared_bytes, moved_bytes[order]]),
-            "write_fraction": with_loaders(1.0, np.minimum(written, 1.0)),
-            "object_bytes": object_bytes,
+            "write_fraction": np.concatenate([np.ones(s), np.where(looks, 0.0, np.minimum(written, 1.0)[order])]),
+            "object": own,
+            "object_bytes": made_bytes[own],
             "inputs": inputs,
-            "input_bytes": object_bytes[inputs] * share,
-            "freed_after": self._freed_after(objects, place),
-            "read_only": with_loaders(True, tasks.read_only),
+            "input_bytes": made_bytes[inputs] * share,
+            "freed_after": freed_after,
+            "read_only": np.concatenate([np.ones(s, np.bool_), tasks.read_only[order]]),
         }
 
     def _arrivals(self, rng: np.random.Generator, starts_s: Sequence[FloatArray]) -> tuple[list[int], FloatArray]:

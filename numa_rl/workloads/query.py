@@ -7,6 +7,8 @@ what they share. A query's stages are recorded ones (`trace`) or generated (`num
 
     - a stage that scans a table has a task for each part; one that reads other stages at most `stage_tasks`, which
       share the work of all the tasks it has;
+    - before it scans a table, a query looks at each part: it reads an index of least and greatest values, say. That
+      task has the part for its own, so here a scheduler may give the part another copy; scans read the nearest;
     - a task of a stage reads the k-th part of every output of the stages before it, as a shuffle does;
     - recordings tell times, not sizes. Times keep their proportions, as in `numa_rl/workloads/recorded_graph.py`; what
       a task writes is `output_share` of what it reads, an assumption.
@@ -25,7 +27,7 @@ from numa_rl.workloads.parameters import require
 from numa_rl.workloads.processes import FloatArray, IntArray
 from numa_rl.workloads.stage_graphs import TABLE_BYTES, TABLES, StageGraph, draw_stage_graph, read_stage_graphs
 from numa_rl.workloads.task_graph import topological_order
-from numa_rl.workloads.workload import Workload
+from numa_rl.workloads.workload import NO_OBJECT, Workload
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Query:
         scale_factor: TPC-H's: size of the database in GB.
         part_bytes: most bytes of a part of a table.
         stage_tasks: most tasks of a stage that reads others, k.
+        look_share: share of a part that a query reads before it scans it; without a task for that if 0.
         output_share: what a task writes over what it reads.
         mean_task_flops: mean arithmetic of a task, over all kinds of queries.
         flops_per_byte: arithmetic intensity of what tasks do with what they have read.
@@ -58,6 +61,7 @@ class Query:
     scale_factor: float = 10.0
     part_bytes: float = 1e9
     stage_tasks: int = 4
+    look_share: float = 0.05
     output_share: float = 0.5
     mean_task_flops: float = 5e8
     flops_per_byte: float = 0.5
@@ -73,7 +77,7 @@ class Query:
         positive = "queries_per_s scale_factor part_bytes mean_task_flops flops_per_byte flops_per_s bytes_per_s"
         require(self, positive, "> 0", lambda value: value > 0)
         require(self, "output_share", ">= 0", lambda value: value >= 0)
-        require(self, "write_fraction", "in [0, 1]", lambda value: 0 <= value <= 1)
+        require(self, "write_fraction look_share", "in [0, 1]", lambda value: 0 <= value <= 1)
         if self.num_tasks <= len(self.shared_bytes):
             raise ValueError(
                 f"num_tasks must be more than the {len(self.shared_bytes)} parts of the tables, got {self.num_tasks}."
@@ -144,40 +148,80 @@ class Query:
             flops_per_s: arithmetic for each second of its time.
         """
         count = self._split(graph)
+        median_s, sigma = self._work(graph, count)
         first_part = np.cumsum(self.table_parts) - self.table_parts
+        tasks = _Tasks()
         of_stage: dict[int, range] = {}
-        reads: list[list[tuple[int, float]]] = []
-        output_bytes: list[float] = []
-        stages: list[int] = []
         for stage in topological_order(len(count), graph.edges).tolist():
-            k = int(count[stage])
-            of_stage[stage] = range(len(reads), len(reads) + k)
+            k, table = int(count[stage]), int(graph.table[stage])
+            parts = range(int(first_part[table]), int(first_part[table]) + k) if table >= 0 else range(0)
+            if self.look_share > 0:
+                for part in parts:
+                    tasks.add(looks_at=part, look_bytes=self.look_share * float(self.shared_bytes[part]))
+            of_stage[stage] = range(len(tasks.reads), len(tasks.reads) + k)
             before = [task for other in graph.edges[graph.edges[:, 1] == stage, 0].tolist() for task in of_stage[other]]
+            shuffled = sum(tasks.output_bytes[task] for task in before) / k
             for index in range(k):
-                if graph.table[stage] >= 0:
-                    part = int(first_part[graph.table[stage]]) + index
-                    reads.append([(shared_input(part), 1.0)])
-                    total = float(self.shared_bytes[part])
-                else:
-                    reads.append([(task, 1.0 / k) for task in before])
-                    total = sum(output_bytes[task] for task in before) / k
-                output_bytes.append(self.output_share * total)
-            stages += [stage] * k
+                reads = [(shared_input(parts[index]), 1.0)] if parts else [(task, 1.0 / k) for task in before]
+                read_bytes = float(self.shared_bytes[parts[index]]) if parts else shuffled
+                tasks.add(
+                    reads, flops_per_s * float(median_s[stage]), float(sigma[stage]), self.output_share * read_bytes
+                )
+        return tasks.kind(self.flops_per_byte)
 
-        # The time of a task here is that of m recorded tasks, the variances of which add up.
+    def _work(self, graph: StageGraph, count: IntArray) -> FloatArray:
+        """Median seconds of a task of each stage, and the standard deviation of their logarithm, shape (2, s).
+
+        A task here is m recorded ones: their means and their variances add up.
+        """
         merged = graph.num_tasks / count
-        mean_s = (graph.task_s * merged)[stages]
         spread = np.divide(graph.task_std_s, graph.task_s, out=np.zeros(len(count)), where=graph.task_s > 0)
-        log_variance = np.log1p(spread**2 / merged)[stages]
-        flops = flops_per_s * mean_s * np.exp(-log_variance / 2)
-        inputs, share = in_rows(reads)
+        log_variance = np.log1p(spread**2 / merged)
+        return np.stack([graph.task_s * merged * np.exp(-log_variance / 2), np.sqrt(log_variance)])
+
+
+class _Tasks:
+    """Tasks of a query so far, a list for each of what a task has."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self.reads: list[Sequence[tuple[int, float]]] = []
+        self.flops: list[float] = []
+        self.flops_sigma: list[float] = []
+        self.output_bytes: list[float] = []
+        self.look_bytes: list[float] = []
+        self.looks_at: list[int] = []
+
+    def add(
+        self,
+        reads: Sequence[tuple[int, float]] = (),
+        flops: float = 0.0,
+        flops_sigma: float = 0.0,
+        output_bytes: float = 0.0,
+        *,
+        looks_at: int = NO_OBJECT,
+        look_bytes: float = 0.0,
+    ) -> None:
+        """Add a task."""
+        self.reads.append(reads)
+        self.flops.append(flops)
+        self.flops_sigma.append(flops_sigma)
+        self.output_bytes.append(output_bytes)
+        self.looks_at.append(looks_at)
+        self.look_bytes.append(look_bytes)
+
+    def kind(self, flops_per_byte: float) -> GraphKind:
+        """The tasks as a graph."""
+        inputs, share = in_rows(self.reads)
+        flops = np.array(self.flops)
         return GraphKind(
             flops=flops,
-            flops_sigma=np.sqrt(log_variance),
-            work_bytes=flops / self.flops_per_byte,
-            output_bytes=np.array(output_bytes),
+            flops_sigma=np.array(self.flops_sigma),
+            work_bytes=flops / flops_per_byte + self.look_bytes,
+            output_bytes=np.array(self.output_bytes),
             output_sigma=np.zeros(len(flops)),
             inputs=inputs,
             input_share=share,
             read_only=np.zeros(len(flops), np.bool_),
+            looks_at=np.array(self.looks_at, np.int64),
         )

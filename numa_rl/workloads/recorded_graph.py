@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from numa_rl.workloads.graph_stream import GraphKind, in_rows
+from numa_rl.workloads.workload import NO_OBJECT
 
 
 @dataclass
@@ -113,4 +114,5 @@ class RecordedGraph:
             inputs=inputs,
             input_share=share,
             read_only=is_file,
+            looks_at=np.full(len(flops), NO_OBJECT),
         )
