@@ -113,9 +113,13 @@ class _Search:
         self.depth = oracle.depth
         self.prices, self.weights = kernel_prices(oracle.rule), kernel_weights(world.weights)
         self.scratch = [allocate_rollout_scratch(self.start) for _ in range(self.chunks.count)]
-        kept = min(oracle.width, self.start.num_nodes**2 * oracle.width)
         self.chosen = [
-            Chosen(np.zeros(kept), *np.zeros((2, kept), np.int64), np.zeros(oracle.candidates, np.int64))
+            Chosen(
+                score=np.zeros(oracle.width),
+                parent=np.zeros(oracle.width, np.int64),
+                pair=np.zeros(oracle.width, np.int64),
+                candidates=np.zeros(oracle.candidates, np.int64),
+            )
             for _ in range(self.chunks.count)
         ]
 
