@@ -134,7 +134,7 @@ OWN = {TaskFeature.MEMORY: 1.0}
 
 
 def asymsched(memory: list[float] | None = None, parameters: dict[str, float] | None = None, **groups: Any):
-    given = {"home": 2, "features": OWN, "bandwidth": ASYMMETRIC, "queue": [0.0, 0.0, 9.0], "estimate": 1.0}
+    given = {"home": 2, "features": OWN, "bandwidth": ASYMMETRIC, "queue": [0.0, 0.0, 9.0]}
     return decide("asymsched", row(**(given | groups)), memory=memory, **(parameters or {}))
 
 
@@ -157,7 +157,8 @@ def test_asymsched_moves_only_within_a_twentieth_of_the_time_run():
 
 
 def test_asymsched_remembers_the_time_run_and_the_time_spent_on_moves():
-    observation = row(2, OWN, bandwidth=ASYMMETRIC, queue=[0, 0, 9.0], estimate=2.0, migration=[0.03, 0.03, 0])
+    features = {TaskFeature.MEMORY: 1.0, TaskFeature.COMPUTE: 1.5, TaskFeature.INPUT: 0.5}
+    observation = row(2, features, bandwidth=ASYMMETRIC, queue=[0, 0, 9.0], migration=[0.03, 0.03, 0])
     _, state = make_rule("asymsched").predict(observation)
     np.testing.assert_allclose(state[0], [[2.0, 0.03]], rtol=1e-6)
 

@@ -45,9 +45,9 @@ class AsymSched(Rule):
 
     where of a memory's bandwidth is left what the placed groups leave of it: 1 / (1 + load), the simulator's own law
     of sharing. Where AsymSched gives each thread a core, here only nodes are considered that are not overloaded, as
-    for first touch. The time run is the sum of the estimates of what was placed so far. Where moving is too dear,
-    the object stays and the task runs where bandwidth to it is highest. Ties, as of new objects, which move nothing,
-    go to the placement with most bandwidth.
+    for first touch. The time run is what the tasks so far take on an average core with local, idle memory. Where
+    moving is too dear, the object stays and the task runs where bandwidth to it is highest. Ties, as of new objects,
+    which move nothing, go to the placement with most bandwidth.
 
     Attributes:
         kept_share: of the best bandwidth; placements below are dropped.
@@ -78,13 +78,12 @@ class AsymSched(Rule):
         pair = np.where(dropped, -np.inf, bandwidth).reshape(len(rows), -1).argmax(axis=-1)
         node, data_node = pair // n, pair % n
 
-        moving, time = groups["migration"][rows, data_node], groups["estimate"][rows, node, data_node]
-        dear = memory[:, 1] + moving > per_row(self.migration_share, 0) * (memory[:, 0] + time)
-        dear &= moving > 0
+        memory[:, 0] += time_run(groups["task"])
+        moving = groups["migration"][rows, data_node]
+        dear = (moving > 0) & (memory[:, 1] + moving > per_row(self.migration_share, 0) * memory[:, 0])
         home = data_stays(data_node, groups)
         node = np.where(dear, bandwidth[rows, :, home].argmax(axis=-1), node)
         data_node = np.where(dear, home, data_node)
-        memory[:, 0] += groups["estimate"][rows, node, data_node]
         memory[:, 1] += groups["migration"][rows, data_node]
         return Placement(node, data_node)
 
@@ -100,3 +99,9 @@ def open_bandwidth(tolerance: Parameter, groups: Groups) -> Array:
     whole = task[:, TaskFeature.MEMORY, None, None] * left + from_inputs
     is_open = considered[:, :, None] & (groups["data_mask"][:, None, :] > 0)
     return np.where(is_open, whole, -np.inf)
+
+
+def time_run(task: Array) -> Array:
+    """How long tasks (B, features) take without waiting, in reference times, shape (B,): the roofline, and inputs."""
+    service = np.maximum(task[:, TaskFeature.COMPUTE], task[:, TaskFeature.MEMORY])
+    return np.asarray(service + task[:, TaskFeature.INPUT])
