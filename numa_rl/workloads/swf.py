@@ -84,9 +84,11 @@ def swf_blocks(
         The columns of the jobs of a block, by name, shape (J,) each, J > 0, `UNKNOWN` where a number is not known.
 
     Raises:
-        ValueError: an unknown column, there is no such file, no job is in it, or a line breaks a rule; the message
-            names file, line, field, rule and value.
+        ValueError: no column or an unknown one, there is no such file, no job is in it, or a line breaks a rule; the
+            message names file, line, field, rule and value.
     """
+    if not columns:
+        raise ValueError("columns must be at least one, got none.")
     for name in columns:
         if name not in FIELDS:
             raise ValueError(f"a column must be one of {', '.join(FIELDS)}, got {quoted(name)}.")
@@ -116,7 +118,7 @@ def read_swf(
     parts: list[Columns] = []
     seen = kept = 0
     for block in swf_blocks(path, columns):
-        size = len(block[columns[0]]) if columns else 0
+        size = len(block[columns[0]])
         begin = min(max(first_job - seen, 0), size)
         end = size if num_jobs is None else min(size, begin + num_jobs - kept)
         seen += size
