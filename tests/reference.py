@@ -6,26 +6,15 @@ Written from the model's description and not from the kernel. It is slow, and no
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+
+from reference_memory import Memory, Thing, dealt
 
 from numa_rl.coherence.protocol import LineState
 from numa_rl.topology import Topology
 from numa_rl.workloads.workload import Workload
-
-
-@dataclass
-class Thing:
-    """An object of the workload: where it lives (None while it does not), its size, and when it has been written."""
-
-    node: int | None
-    size: float
-    ready_s: float
-    holder: int | None = None  # the node whose cache answers for its lines
-    state: LineState = LineState.I  # what the lines are in at the holder
-    sharer: int | None = None  # with lines in F: the holder before
-    passed: float = 0.0  # what had passed through the holder's cache when it last touched them
-    touched: float = 0.0  # bytes it then touched
 
 
 @dataclass
@@ -41,6 +30,7 @@ class Decision:
     task_node: int = -1
     data_node: int = -1
     migrated: bool = False
+    replicated: bool = False
     fell_back: bool = False
     out_of_memory: bool = False
     local_bytes: float = 0.0
@@ -67,12 +57,12 @@ class Reference:
 
     Attributes:
         now_s: the time.
-        memory_used: bytes by node.
         traffic: recent bytes by (initiator, target).
         controller_bytes: recent bytes by node.
         link_bytes: recent bytes by directed link (source, target).
         core_free_s: for each node, when each of its cores is free.
         things: every object.
+        memory: what is in use, and by what.
         passed: bytes that have passed through each node's cache.
         moved: all bytes (read, written) by (initiator, target).
     """
@@ -87,7 +77,6 @@ class Reference:
         self.routes = routes(topology)
         self.task = 0
         self.now_s = float(workload.arrival_s[episode, 0])
-        self.memory_used = [0.0] * self.num_nodes
         self.traffic = {(i, d): 0.0 for i in range(self.num_nodes) for d in range(self.num_nodes)}
         self.controller_bytes = [0.0] * self.num_nodes
         links = [(a, z) for a, z in topology.links.tolist()]
@@ -95,6 +84,7 @@ class Reference:
         self.link_bandwidth = dict(zip(links, topology.link_bandwidth_bytes_per_s.tolist(), strict=True))
         self.core_free_s = [[self.now_s] * int(cores) for cores in topology.cores]
         self.things = [Thing(None, 0.0, self.now_s) for _ in range(workload.num_objects)]
+        self.memory = Memory(topology, self.things)
         self.passed = [0.0] * self.num_nodes
         self.moved = {pair: [0.0, 0.0] for pair in self.traffic}
 
@@ -157,11 +147,7 @@ class Reference:
         """The nearest node to `node` with room for the next task's object, or None."""
         thing = self.things[int(self.workload.object[self.episode, self.task])]
         size = float(self.workload.object_bytes[self.episode, self.task])
-        for other in self.nearest(node):
-            held = thing.size if thing.node == other else 0.0
-            if self.memory_used[other] - held + size <= float(self.topology.memory_bytes[other]):
-                return other
-        return None
+        return next((other for other in self.nearest(node) if self.memory.has_room(thing, other, size)), None)
 
     def inputs(self) -> list[tuple[int, float]]:
         """(object, bytes) of the next task's inputs, whether they live or not."""
@@ -172,13 +158,19 @@ class Reference:
         )
         return [(obj, num_bytes) for obj, num_bytes in pairs if obj >= 0]
 
-    def live_inputs(self) -> list[tuple[int, float]]:
-        """(node, bytes) of the inputs that live somewhere and are read."""
+    def copy_for(self, thing: Thing, node: int) -> int:
+        """Where `node` reads an object that is not split: the copy nearest to it, or wherever it is."""
+        assert thing.node is not None
+        return next((other for other in self.nearest(node) if other in thing.copies), thing.node)
+
+    def live_inputs(self, node: int) -> list[tuple[int, float]]:
+        """(home, bytes) of the inputs that live somewhere and that `node` reads, a piece for each home of each."""
         found = []
         for obj, num_bytes in self.inputs():
-            node = self.things[obj].node
-            if node is not None and num_bytes > 0.0:
-                found.append((node, num_bytes))
+            thing = self.things[obj]
+            if thing.node is not None and num_bytes > 0.0:
+                shares = self.memory.shares(thing) if thing.weights else {self.copy_for(thing, node): 1.0}
+                found += [(home, num_bytes * share) for home, share in shares.items() if share > 0.0]
         return found
 
     def chunked_s(self, size: float, split: float, transfer: float, merge: float, latency: float, most: float) -> float:
@@ -213,8 +205,9 @@ class Reference:
     def reading_s(self, node: int) -> float:
         """Time for `node` to read all live inputs: one message from each node that holds some."""
         seconds = 0.0
-        for where in {where for where, _ in self.live_inputs()}:
-            size = sum(read for other, read in self.live_inputs() if other == where)
+        live = self.live_inputs(node)
+        for where in {where for where, _ in live}:
+            size = sum(read for other, read in live if other == where)
             s_per_byte, latency = self.stream_s_per_byte(node, where, 0.0), self.loaded_latency_s(node, where)
             if where == node:
                 seconds += size * s_per_byte + latency
@@ -236,7 +229,7 @@ class Reference:
 
     def still_cached(self, thing: Thing) -> float:
         """Bytes that the holder's cache still has: what passed since has pushed out what was there longest."""
-        if thing.holder is None:
+        if thing.holder is None or len(thing.copies) > 1:
             return 0.0
         room = float(self.topology.llc_bytes[thing.holder]) - (self.passed[thing.holder] - thing.passed)
         return max(0.0, min(thing.touched, room))
@@ -281,9 +274,9 @@ class Reference:
         num_bytes, writes = float(self.workload.bytes[e, t]), float(self.workload.write_fraction[e, t])
         thing = self.things[int(self.workload.object[e, t])]
         streams = [(task_node, target, num_bytes * (1.0 - writes), num_bytes * writes)]
-        streams += [(task_node, node, read, 0.0) for node, read in self.live_inputs()]
-        if thing.node is not None and thing.node != target:
-            streams += [(target, thing.node, thing.size, 0.0), (target, target, 0.0, thing.size)]
+        streams += [(task_node, node, read, 0.0) for node, read in self.live_inputs(task_node)]
+        for source, part in self.sources(thing, target).items():
+            streams += [(target, source, part, 0.0), (target, target, 0.0, part)]
         seconds = 0.0
         for initiator, memory, read, written in streams:
             capacity = float(self.topology.memory_bandwidth_bytes_per_s[memory])
@@ -295,29 +288,68 @@ class Reference:
 
     # The decision.
 
-    def step(self, task_node: int, data_node: int) -> Decision:
+    def step(self, task_node: int, data_node: int, weights: Sequence[int] = ()) -> Decision:
         """Decide the next task, free what it was the last to use, and move time to the task after it."""
-        decision = self.decide(self.runs_on(task_node), data_node)
+        decision = self.decide(self.runs_on(task_node), data_node, weights)
         decision.imbalance = self.imbalance()
         self.advance()
         return decision
 
-    def decide(self, node: int, data_node: int) -> Decision:
-        """Run the next task on `node`, its object on `data_node` or the nearest node with room."""
+    def sources(self, thing: Thing, target: int) -> dict[int, float]:
+        """Bytes that have to come to `target` for an object to be whole there, by where they come from."""
+        if thing.node is None or (not thing.weights and target in (thing.copies or [thing.node])):
+            return {}
+        if thing.weights:
+            return {source: part for source, part in self.memory.held(thing).items() if source != target and part}
+        return {self.copy_for(thing, target): thing.size}
+
+    def page_moves(self, thing: Thing, weights: tuple[int, ...], size: float) -> list[tuple[int, int, float]]:
+        """(source, target, bytes) of what has to move for pages to be dealt out by `weights`, node after node."""
+        if thing.node is None or thing.weights == weights:
+            return []
+        before = self.memory.held(thing) if thing.weights else {thing.node: thing.size}
+        after = dealt(weights, size, self.topology.page_bytes)
+        spare = {n: before.get(n, 0.0) - after.get(n, 0.0) for n in range(self.num_nodes)}
+        moves = []
+        for target in range(self.num_nodes):
+            for source in range(self.num_nodes):
+                part = min(-spare[target], spare[source])
+                if part > 0.0:
+                    moves.append((source, target, part))
+                    spare[source] -= part
+                    spare[target] += part
+        return moves
+
+    def decide(self, node: int, data_node: int, weights: Sequence[int]) -> Decision:
+        """Run the next task on `node`, its object on `data_node` or the nearest node with room, or by page weights."""
         e, t = self.episode, self.task
         thing = self.things[int(self.workload.object[e, t])]
         size, num_bytes = float(self.workload.object_bytes[e, t]), float(self.workload.bytes[e, t])
         write_fraction = float(self.workload.write_fraction[e, t])
-        target = self.find_room(data_node)
-        if target is None:
-            return Decision(task_node=node, out_of_memory=True)
-        home, old_size = thing.node, thing.size
-        migrated = home is not None and home != target
+        read_only = bool(self.workload.read_only[e, int(self.workload.object[e, t])])
+        dealt_by = self.memory.page_room(thing, weights, size)
+        if dealt_by:
+            after = dealt(dealt_by, size, self.topology.page_bytes)
+            target = max(after, key=lambda where: (after[where], -where))
+            moves = self.page_moves(thing, dealt_by, size)
+            shares = {n: part / size for n, part in after.items() if part} if size else {target: 1.0}
+        else:
+            found = self.find_room(data_node)
+            if found is None:
+                return Decision(task_node=node, out_of_memory=True)
+            target = found
+            moves = [(source, target, part) for source, part in self.sources(thing, target).items()]
+            shares = {target: 1.0}
+        home = thing.node
+        replicated = bool(moves) and read_only and not thing.weights and not dealt_by
+        moved = any(part > 0.0 for *_, part in moves) or bool(moves and not dealt_by and not thing.weights)
+        migrated = moved and not replicated
 
         compute = float(self.workload.flops[e, t]) / float(self.topology.flops_per_s[node])
-        service = max(compute, num_bytes * self.stream_s_per_byte(node, target, write_fraction))
+        s_per_byte = sum(share * self.stream_s_per_byte(node, n, write_fraction) for n, share in shares.items())
+        service = max(compute, num_bytes * s_per_byte)
         reading, coherence = self.reading_s(node), self.coherence_s(node)
-        moving = self.migration_s(home, target, old_size) if migrated else 0.0
+        moving = sum(self.migration_s(*move) for move in moves)
         core = min(range(len(self.core_free_s[node])), key=lambda index: self.core_free_s[node][index])
         written = [thing.ready_s, *(self.things[obj].ready_s for obj, _ in self.inputs())]
         start = max(self.now_s, self.core_free_s[node][core], *written)
@@ -333,19 +365,26 @@ class Reference:
             task_node=node,
             data_node=target,
             migrated=migrated,
-            fell_back=target != data_node,
+            replicated=replicated,
+            fell_back=dealt_by != tuple(weights) if any(weights) else target != data_node,
         )
-        for where, read in self.live_inputs():
+        for where, read in self.live_inputs(node):
             self.move(decision, node, where, read, 0.0)
-        self.move(decision, node, target, num_bytes * (1.0 - write_fraction), num_bytes * write_fraction)
-        if migrated:  # the target's own controller writes what the target reads from home: the same bytes, once
-            self.move(decision, target, home, old_size, 0.0)
-            self.move(Decision(), target, target, 0.0, old_size)
+        for where, share in shares.items():
+            part = num_bytes * share
+            self.move(decision, node, where, part * (1.0 - write_fraction), part * write_fraction)
+        for source, to, part in moves:  # the target's own controller writes what it reads: the same bytes, once
+            self.move(decision, to, source, part, 0.0)
+            self.move(Decision(), to, to, 0.0, part)
 
-        if home is not None:
-            self.memory_used[home] -= old_size
-        self.memory_used[target] += size
-        thing.node, thing.size = target, size
+        for obj, _ in self.inputs():
+            if self.things[obj].node is not None:
+                self.things[obj].accessed_s = self.now_s
+        thing.accessed_s = self.now_s
+        if replicated:
+            self.memory.copy(thing, target)
+        elif not (read_only and thing.copies and not dealt_by):
+            self.memory.put(thing, target, size, dealt_by, read_only)
         if migrated:
             thing.holder = None
         accesses = [(*access, self.still_cached(access[0]) > 0.0) for access in self.accesses()]
@@ -387,7 +426,7 @@ class Reference:
         """Free objects, move to the next task's arrival, and let traffic decay."""
         for obj, thing in enumerate(self.things):
             if self.workload.freed_after[self.episode, obj] == self.task and thing.node is not None:
-                self.memory_used[thing.node] -= thing.size
+                self.memory.free(thing)
                 thing.node, thing.size, thing.holder = None, 0.0, None
         self.task += 1
         if self.task == self.workload.num_tasks:

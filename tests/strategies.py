@@ -117,7 +117,7 @@ def machines(draw: st.DrawFn, min_nodes: int = 1, max_nodes: int = 5) -> Topolog
 def workloads(draw: st.DrawFn, num_episodes: int = 1, max_tasks: int = 12) -> Workload:
     """Tasks over a few objects that grow, are freed (and may be created anew), and are read by others.
 
-    Sizes are whole bytes, so that sums of them are exact.
+    Some objects are only read once they exist. Sizes are whole bytes, so that sums of them are exact.
     """
     num_tasks, num_objects = draw(st.integers(1, max_tasks)), draw(st.integers(1, 6))
     num_inputs = draw(st.integers(0, 3))
@@ -130,14 +130,19 @@ def workloads(draw: st.DrawFn, num_episodes: int = 1, max_tasks: int = 12) -> Wo
     growth = rng.integers(0, 10_000_000, shape) * (rng.random(shape) < 0.5)
     first_bytes = rng.integers(0, 100_000_000, (num_episodes, num_objects))
     gaps = rng.exponential(0.05, shape) * (rng.random(shape) < 0.8)
+    read_only = rng.random((num_episodes, num_objects)) < draw(st.sampled_from([0.0, 0.5]))
+    same_before = (owned[:, :, None] == owned[:, None, :]) & np.tri(num_tasks, k=-1, dtype=bool)
+    fixed = np.take_along_axis(read_only, owned, axis=1)
+    sizes = np.take_along_axis(first_bytes, owned, axis=1) + np.where(fixed, 0, np.cumsum(growth, axis=1))
+    writes = rng.random(shape) * (rng.random(shape) < 0.6)
     return Workload(
         name="random",
         arrival_s=np.cumsum(gaps, axis=1),
         flops=rng.exponential(1e8, shape) * (rng.random(shape) < 0.8),
         bytes=rng.exponential(1e9, shape) * (rng.random(shape) < 0.9),
-        write_fraction=rng.random(shape) * (rng.random(shape) < 0.6),
+        write_fraction=np.where(fixed & same_before.any(axis=2), 0.0, writes),
         object=owned,
-        object_bytes=np.take_along_axis(first_bytes, owned, axis=1) + np.cumsum(growth, axis=1),
+        object_bytes=sizes,
         inputs=inputs,
         input_bytes=np.where(nothing_read, 0.0, rng.exponential(3e8, inputs.shape)),
         freed_after=np.where(
@@ -145,13 +150,14 @@ def workloads(draw: st.DrawFn, num_episodes: int = 1, max_tasks: int = 12) -> Wo
             NEVER,
             rng.integers(num_tasks, size=(num_episodes, num_objects)),
         ),
+        read_only=read_only,
         follows_inputs=draw(st.booleans()),
     )
 
 
 @dataclass(frozen=True)
 class Play:
-    """A machine, episodes, and what is decided: actions of every task, shape (E, T, 2)."""
+    """A machine, episodes, and the actions of every task, shape (E, T, 2), or (E, T, 2 + N) with page weights."""
 
     topology: Topology
     workload: Workload
@@ -160,11 +166,20 @@ class Play:
 
 
 @st.composite
-def plays(draw: st.DrawFn, num_episodes: int = 1, max_tasks: int = 12, min_nodes: int = 1) -> Play:
-    """A random play."""
+def plays(
+    draw: st.DrawFn, num_episodes: int = 1, max_tasks: int = 12, min_nodes: int = 1, weights: bool = False
+) -> Play:
+    """A random play, in which some objects are split over nodes if there are to be page weights."""
     topology = draw(machines(min_nodes=min_nodes))
     workload = draw(workloads(num_episodes, max_tasks))
     window_s = draw(st.sampled_from([0.02, 0.1, 1.0]))
     rng = np.random.default_rng(draw(seeds))
     actions = rng.integers(topology.num_nodes, size=(num_episodes, workload.num_tasks, 2))
+    if weights:
+        spread = rng.integers(256, size=(*actions.shape[:2], topology.num_nodes))
+        spread *= rng.random(spread.shape) < 0.7
+        spread[rng.random(actions.shape[:2]) < 0.5] = 0
+        repeated = rng.random(actions.shape[:2]) < 0.3  # by the same weights as before
+        spread[repeated] = np.roll(spread, 1, axis=1)[repeated]
+        actions = np.concatenate([actions, spread], axis=2)
     return Play(topology, workload, window_s, actions)

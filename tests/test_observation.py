@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numba
@@ -63,7 +64,7 @@ def test_groups_follow_each_other_and_fill_the_row(num_nodes, kind):
 
 
 def test_a_row_of_two_nodes_has_51_values_of_which_the_chapter_has_8():
-    assert ObservationLayout(2, FULL).size == 9 * 2 + 5 * 4 + 9
+    assert ObservationLayout(2, FULL).size == 10 * 2 + 5 * 4 + 11
     assert ObservationLayout(2, CHAPTER).size == 2 + 4 + 2
 
 
@@ -165,6 +166,29 @@ def test_access_is_recent_use_of_the_object_by_each_node():
     np.testing.assert_allclose(groups(observer)["access"], np.array([0.3, 0.5]) / np.e, rtol=1e-6)
 
 
+def test_last_is_the_node_that_accessed_the_object_last_and_written_the_share_of_writes():
+    tasks = [Task(num_bytes=300), Task(num_bytes=100, write_fraction=0.5), Task()]
+    observer = watched(toy_machine(), toy_workload(tasks))
+    np.testing.assert_array_equal(groups(observer)["last"], [0, 0])
+    decide(observer, (0, 0), (1, 0))
+    seen = groups(observer)
+    np.testing.assert_array_equal(seen["last"], [0, 1])
+    assert seen["task"][TaskFeature.WRITTEN] == pytest.approx(50 / 400)
+    assert seen["task"][TaskFeature.READ_ONLY] == 0.0
+
+
+def test_data_and_inputs_are_where_pages_and_copies_are():
+    tasks = [Task(obj=0), Task(obj=1), Task(obj=1), Task(obj=0, reads=((0, 50.0), (1, 30.0)))]
+    workload = replace(toy_workload(tasks), read_only=[[False, True]])
+    observer = watched(toy_machine(), workload)
+    decide(observer, (0, 0, 3, 1), (0, 0, 0, 0))
+    assert groups(observer)["task"][TaskFeature.READ_ONLY] == 1.0
+    decide(observer, (1, 1))
+    seen = groups(observer)
+    np.testing.assert_allclose(seen["data"], [0.7, 0.3])  # ten pages
+    np.testing.assert_allclose(seen["inputs"], [(0.7 * 50 + 30) / 100, (0.3 * 50 + 30) / 100])
+
+
 def test_migration_is_the_time_to_move_the_object_to_each_node():
     observer = watched(toy_machine(3), toy_workload([Task(), Task()]), reference_s=2.0)
     np.testing.assert_array_equal(groups(observer)["migration"], [0, 0, 0])
@@ -249,7 +273,7 @@ def test_padding_is_masked_and_zero():
 
 
 @settings(deadline=None, max_examples=150)
-@given(plays(), st.floats(0.0, 3.0), st.sampled_from([1e-3, 1.0]), st.data())
+@given(plays() | plays(weights=True), st.floats(0.0, 3.0), st.sampled_from([1e-3, 1.0]), st.data())
 def test_the_estimate_is_what_the_step_then_charges_for_every_placement(play, alpha, reference_s, data):
     n = play.topology.num_nodes
     past = data.draw(st.integers(0, play.workload.num_tasks - 1), label="decisions before")
@@ -271,7 +295,7 @@ def test_the_estimate_is_what_the_step_then_charges_for_every_placement(play, al
 
 
 @modest
-@given(plays(min_nodes=2), st.data())
+@given(plays(min_nodes=2) | plays(min_nodes=2, weights=True), st.data())
 def test_congestion_is_the_plain_sum_over_controllers_and_links(play, data):
     n = play.topology.num_nodes
     past = data.draw(st.integers(0, play.workload.num_tasks - 1), label="decisions before")
@@ -279,7 +303,7 @@ def test_congestion_is_the_plain_sum_over_controllers_and_links(play, data):
     oracle = Reference(play.topology, play.workload, 0, play.window_s)
     for action in play.actions[0, :past]:
         decide(observer, action)
-        oracle.step(*action.tolist())
+        oracle.step(*action[:2].tolist(), action[2:].tolist())
     places = [oracle.find_room(target) for target in range(n)]
     expected = [[0.0 if place is None else oracle.congestion_s(node, place) for place in places] for node in range(n)]
     runs = play.topology.cores > 0
@@ -287,7 +311,7 @@ def test_congestion_is_the_plain_sum_over_controllers_and_links(play, data):
 
 
 @modest
-@given(plays(), st.data())
+@given(plays() | plays(weights=True), st.data())
 def test_the_migration_group_is_what_moving_would_take(play, data):
     n = play.topology.num_nodes
     past = data.draw(st.integers(0, play.workload.num_tasks - 1), label="decisions before")
@@ -299,7 +323,7 @@ def test_the_migration_group_is_what_moving_would_take(play, data):
 
 
 @modest
-@given(plays(), st.data())
+@given(plays() | plays(weights=True), st.data())
 def test_an_open_data_node_never_falls_back(play, data):
     n = play.topology.num_nodes
     past = data.draw(st.integers(0, play.workload.num_tasks - 1), label="decisions before")

@@ -33,7 +33,8 @@ def assert_agree(simulator: Simulator, row: int, oracle: Reference) -> None:
     scale = oracle.now_s + max(max(cores, default=0.0) for cores in oracle.core_free_s)
     assert state.task[row] == oracle.task
     assert state.now_s[row] == pytest.approx(oracle.now_s, rel=1e-4)
-    np.testing.assert_array_equal(state.memory_used_bytes[row, :n], oracle.memory_used)
+    np.testing.assert_array_equal(state.memory_used_bytes[row, :n], oracle.memory.used)
+    np.testing.assert_array_equal(state.spare_bytes[row, :n], [oracle.memory.spare(node) for node in range(n)])
     traffic = [oracle.traffic[i, d] for i in range(n) for d in range(n)]
     np.testing.assert_allclose(
         state.traffic_bytes[row].reshape(width, width)[:n, :n].ravel(), traffic, rtol=1e-4, atol=1.0
@@ -61,7 +62,7 @@ def assert_agree(simulator: Simulator, row: int, oracle: Reference) -> None:
 
 
 @settings(deadline=None, max_examples=300)
-@given(plays(num_episodes=2))
+@given(plays(num_episodes=2) | plays(num_episodes=2, weights=True))
 def test_every_decision_agrees_with_the_oracle(play):
     simulator = Simulator(play.topology, play.workload, 2, window_s=play.window_s)
     simulator.reset([0, 1])
@@ -70,7 +71,8 @@ def test_every_decision_agrees_with_the_oracle(play):
         outcome = simulator.step(play.actions[:, task])
         for row, oracle in enumerate(oracles):
             now_s = oracle.now_s
-            expected = asdict(oracle.step(*play.actions[row, task].tolist()))
+            task_node, data_node, *weights = play.actions[row, task].tolist()
+            expected = asdict(oracle.step(task_node, data_node, weights))
             scale = now_s + expected["exec_s"] + expected["comm_s"]
             if sum(oracle.outstanding_s()) < 1e-4 * scale:
                 expected.pop("imbalance")  # the ratio of what rounding left
@@ -88,13 +90,16 @@ def test_every_decision_agrees_with_the_oracle(play):
 
 
 @modest
-@given(plays())
+@given(plays() | plays(weights=True))
 def test_memory_in_use_is_what_the_live_objects_occupy(play):
     for step in replay(play):
-        for node in range(play.topology.num_nodes):
-            used = step["memory_used_bytes"][0, node]
-            assert used == step["objects.bytes"][step["objects.node"] == node].sum()
-            assert 0.0 <= used <= play.topology.memory_bytes[node]
+        size, form, home = (step[f"objects.{name}"][0] for name in ("bytes", "form", "node"))
+        used, spare = step["memory_used_bytes"][0], step["spare_bytes"][0]
+        occupied = (size * np.where(form > 1, form, 1) * (home >= 0)).sum()  # a copy takes as much as the first
+        assert used.sum() == occupied
+        assert (0.0 <= spare).all()
+        assert (spare <= used).all()
+        assert (used <= play.topology.memory_bytes).all()
 
 
 @modest
@@ -106,13 +111,14 @@ def test_bytes_moved_are_those_demanded_and_those_migrated(play):
         live = (inputs >= 0) & (before["objects.node"][0, inputs] >= 0)
         demanded = workload.bytes[0, task] + workload.input_bytes[0, task][live].sum(dtype=np.float64)
         migrated = before["objects.bytes"][0, obj] if after["outcome.migrated"][0] else 0.0
+        copied = before["objects.bytes"][0, obj] if after["outcome.replicated"][0] else 0.0
         moved = after["outcome.local_bytes"][0] + after["outcome.remote_bytes"][0]
-        expected = 0.0 if after["outcome.out_of_memory"][0] else demanded + migrated
+        expected = 0.0 if after["outcome.out_of_memory"][0] else demanded + migrated + copied
         assert moved == pytest.approx(expected, rel=1e-6)
 
 
 @modest
-@given(plays())
+@given(plays() | plays(weights=True))
 def test_traffic_by_target_is_what_its_memory_controller_moved(play):
     n = play.topology.num_nodes
     for step in replay(play):
@@ -121,7 +127,7 @@ def test_traffic_by_target_is_what_its_memory_controller_moved(play):
 
 
 @modest
-@given(plays())
+@given(plays() | plays(weights=True))
 def test_time_never_runs_back(play):
     history = replay(play)
     for before, after in pairwise(history):
@@ -211,7 +217,7 @@ def test_a_larger_task_never_makes_a_later_one_faster(play, data):
 
 
 @modest
-@given(plays(num_episodes=4, max_tasks=8))
+@given(plays(num_episodes=4, max_tasks=8) | plays(num_episodes=4, max_tasks=8, weights=True))
 def test_a_batch_of_many_is_many_batches_of_one(play):
     together = replay(play)
     for row in range(4):

@@ -49,19 +49,26 @@ def nearest_copy(machines, state, b, obj, node):
 
 
 @compiled
+def dealt_bytes(dealt, total, num_bytes, page_bytes):
+    """Bytes that nodes with `dealt` of the `total` weight have together: whole numbers, so that none is lost."""
+    pages = np.int64(math.ceil(num_bytes / page_bytes))
+    return min(num_bytes, pages * dealt // total * page_bytes)
+
+
+@compiled
 def spread_pages(weights, num_bytes, page_bytes, held):
     """Write the bytes on each node, (N,), when pages are dealt out in proportion to `weights`.
 
     Whole pages, but for the last one; the sum is `num_bytes`.
     """
-    total = 0.0
+    total = np.int64(0)
     for weight in weights:
-        total += weight
-    pages = math.ceil(num_bytes / page_bytes)
-    dealt = before = 0.0
+        total += np.int64(weight)
+    dealt = np.int64(0)
+    before = 0.0
     for n in range(len(held)):
-        dealt += weights[n]
-        upto = min(num_bytes, math.floor(pages * dealt / total) * page_bytes)
+        dealt += np.int64(weights[n])
+        upto = dealt_bytes(dealt, total, num_bytes, page_bytes)
         held[n] = upto - before
         before = upto
 
@@ -101,15 +108,14 @@ def occupied_bytes(machines, state, b, obj, node):
     if form != SPLIT:
         return num_bytes if holds_copy(state, b, obj, node, width) else 0.0
     page_bytes = machines.page_bytes[state.machine[b]]
-    total = upto = 0.0
+    total, upto = np.int64(0), np.int64(0)
     for n in range(width):
-        weight = float(state.page_weights[b, obj * width + n])
+        weight = np.int64(state.page_weights[b, obj * width + n])
         total += weight
-        upto += weight if n <= node else 0.0
-    pages = math.ceil(num_bytes / page_bytes)
-    last = min(num_bytes, math.floor(pages * upto / total) * page_bytes)
-    upto -= state.page_weights[b, obj * width + node]
-    return last - min(num_bytes, math.floor(pages * upto / total) * page_bytes)
+        upto += weight if n <= node else 0
+    last = dealt_bytes(upto, total, num_bytes, page_bytes)
+    upto -= np.int64(state.page_weights[b, obj * width + node])
+    return last - dealt_bytes(upto, total, num_bytes, page_bytes)
 
 
 @compiled
@@ -221,6 +227,7 @@ def add_copy(machines, state, b, obj, node):
     state.page_weights[b, obj * width + node] = 1
     state.objects[b, obj].form += 1
     state.objects[b, obj].node = min(home, node)
+    state.objects[b, obj].cached_bytes = 0.0
     state.memory_used_bytes[b, node] += num_bytes
     state.spare_bytes[b, node] += num_bytes
     make_room(machines, state, b, node, obj)
