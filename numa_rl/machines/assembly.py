@@ -139,9 +139,8 @@ def measured_on(base: Topology, figures: Mapping[str, Any], sources: Mapping[str
         if key not in figures:
             continue
         if len(figures[key]) != base.num_nodes:
-            raise ValueError(
-                f"measurements must be of {base.name!r}'s {base.num_nodes} nodes, got {len(figures[key])}."
-            )
+            rule = f"the {base.num_nodes} nodes of machine {base.name!r}"
+            raise ValueError(f"measurements must be of {rule}, got of {len(figures[key])}.")
         cost = 1.0 / figures[key] if key == "bandwidth_bytes_per_s" else figures[key]
         filled, notes = completed(cost, base.cores > 0, base.latency_s, FROM_LATENCY)
         changed[key] = 1.0 / filled if key == "bandwidth_bytes_per_s" else filled

@@ -74,25 +74,28 @@ def load_machine(name_or_path: str) -> Topology:
 def _from_path(path: Path, part: str) -> Topology:
     """The machine at a path; after a # may stand a part of a collection, or the base machine of measurements."""
     suffix, origin = path.suffix.lower(), f"machine file {str(path)!r}"
-    if suffix == ".json":
-        content = read_json(path, origin)
-        if part or (isinstance(content, dict) and "machines" in content):
-            return machine_from_collection(content, part, origin)
-        return machine_from_json(content, origin)
-    if part and (path.is_dir() or suffix == ".xml"):
-        raise ValueError(f"{origin}: only JSON and MLC's text may have a # after them, got {part!r}.")
+    if suffix == ".json" and not path.is_dir():
+        return _from_json(path, part, origin)
+    content = b"" if path.is_dir() or suffix == ".xml" else read_bytes(path, MAX_ARCHIVE_BYTES, origin)
+    if part and not is_mlc(_text(content)):
+        raise ValueError(f"{origin}: only JSON and MLC's text may have a # after them, got {quoted(part)}.")
     if path.is_dir():
         return read_folder(path)
     if suffix == ".xml":
         return read_hwloc(path)
-    content = read_bytes(path, MAX_ARCHIVE_BYTES, origin)
-    text_base = load_machine(part) if part and is_mlc(_text(content)) else None
-    if part and text_base is None:
-        raise ValueError(f"{origin}: only JSON and MLC's text may have a # after them, got {part!r}.")
+    base = load_machine(part) if part else None
     try:
-        return _from_content(content, path.name.split(".")[0], text_base)
+        return _from_content(content, path.name.split(".")[0], base)
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from None
+
+
+def _from_json(path: Path, entry: str, origin: str) -> Topology:
+    """The machine in a file of our own JSON, or one entry of a collection of measurements."""
+    content = read_json(path, origin)
+    if entry or (isinstance(content, dict) and "machines" in content):
+        return machine_from_collection(content, entry, origin)
+    return machine_from_json(content, origin)
 
 
 def _from_content(content: bytes, name: str, base: Topology | None) -> Topology:
@@ -116,6 +119,6 @@ def _text(content: bytes) -> str:
     if len(content) > MAX_TEXT_BYTES:
         return ""
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError:
         return ""

@@ -186,7 +186,7 @@ def _rows(part: str, lines: list[str], columns: list[int]) -> dict[int, list[flo
             raise ValueError(f"the matrix of {part} must have one row of node {node}, got two.")
         if len(texts) != len(columns):
             raise ValueError(
-                f"the matrix of {part} must have {len(columns)} figures a row, got {quoted(line.strip())}."
+                f"the matrix of {part} must have {len(columns)} figures a row, got {quoted(' '.join(line.split()))}."
             )
         for value in texts:
             if value not in NOT_MEASURED and not (NUMBER.fullmatch(value) and float(value) > 0.0):
