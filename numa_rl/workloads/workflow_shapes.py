@@ -73,9 +73,9 @@ class Shape:
 SHAPES: dict[str, Shape] = {
     "fork-join": Shape(
         (
-            Layer("fork", 103.0, 0.0, 9.09e6, 0.0, own_file_bytes=9.09e6),
-            Layer("work", 102.8, 0.02, 9.09e6, 0.0, WIDE, (("fork", ALL),)),
-            Layer("join", 103.0, 0.0, 9.09e6, 0.0, "", (("work", ALL),)),
+            Layer("fork", 100.2, 0.0, 9.09e6, 0.0, own_file_bytes=9.09e6),
+            Layer("work", 103.6, 0.014, 9.09e6, 0.0, WIDE, (("fork", ALL),)),
+            Layer("join", 99.82, 0.0, 9.09e6, 0.0, "", (("work", ALL),)),
         ),
         "helloworld-forkjoin-10-chameleon",
         {},
