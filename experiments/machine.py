@@ -29,6 +29,7 @@ TRUST = {
     "derived": "yellow",
     "assumed": "red",
 }
+LEAST_FIRST = tuple(reversed(TRUST))
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,20 @@ class MachineList:
                 str(topology.num_nodes),
                 str(topology.cores.sum()),
                 _bytes(topology.memory_bytes.sum()),
-                f"{latency_ns.min():.3g} to {latency_ns.max():.3g}",
-                f"{gb_per_s.max():.3g} to {gb_per_s.min():.3g}",
+                Text(f"{latency_ns.min():.3g} to {latency_ns.max():.3g}", _trust(topology, "latency_s")),
+                Text(f"{gb_per_s.max():.3g} to {gb_per_s.min():.3g}", _trust(topology, "bandwidth_bytes_per_s")),
             )
-        Console().print(table)
+        console = Console()
+        console.print(table)
+        console.print(
+            "Green is measured, yellow derived in part, red assumed in part: machine show says how.", style="dim"
+        )
+
+
+def _trust(topology: Topology, figure: str) -> str:
+    """The colour of the least that a figure's source rests on."""
+    source = topology.sources.get(figure, "assumed:")
+    return next((TRUST[word] for word in LEAST_FIRST if f"{word}:" in source), "")
 
 
 def print_topology(topology: Topology, console: Console) -> None:

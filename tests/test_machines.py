@@ -108,6 +108,56 @@ def test_memory_is_nearest_and_fastest_at_home(name):
         assert topology.bandwidth_bytes_per_s[node, node] >= 0.99 * topology.bandwidth_bytes_per_s[node].max()
 
 
+@pytest.mark.parametrize("name", machine_names())
+def test_no_link_and_no_memory_delivers_less_than_a_node_draws_of_it(name):
+    topology = load_machine(name)
+    drawn = topology.bandwidth_bytes_per_s
+    assert (drawn[topology.cores > 0] <= 1.01 * topology.memory_bandwidth_bytes_per_s).all()
+    reads, _ = topology.route_links
+    asking = np.repeat(topology.cores > 0, topology.num_nodes)[:, None]
+    assert (asking * reads * drawn.ravel()[:, None] <= 1.01 * topology.link_bandwidth_bytes_per_s).all()
+
+
+def test_machines_of_2_to_16_nodes_go_by_a_name():
+    sizes = {load_machine(name).num_nodes for name in machine_names()}
+    assert sizes == {2, 4, 6, 8, 16}
+    assert len(machine_names()) >= 3 + 10
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "notes.txt",
+            b"hello",
+            "must be an archive of a copy of /sys, what numactl -H or Intel MLC printed, or an ACPI",
+        ),
+        ("empty", b"", "must be an archive .* got none of them"),
+        ("noise.bin", bytes(range(256)), "must be an archive .* got none of them"),
+        ("box.tar.gz", b"not packed", "must be an archive .* got 'not packed'"),
+        ("box.tgz", b"\x1f\x8b\x08no", "must be an archive packed by gzip, bzip2 or xz, whole"),
+    ],
+)
+def test_a_file_of_no_known_kind_is_refused_in_one_line(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^machine file '.*{name}': {message}") as error:
+        load_machine(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_part_of_a_file_that_has_none_is_refused(tmp_path):
+    (tmp_path / "box.txt").write_text("node distances:\nnode 0\n 0: 10\n")
+    with pytest.raises(ValueError, match="only JSON and MLC's text may have a # after them, got 'r815'"):
+        load_machine(f"{tmp_path}/box.txt#r815")
+
+
+def test_a_folder_named_like_a_preset_does_not_hide_it(tmp_path, monkeypatch):
+    (tmp_path / "r815").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_machine("r815").num_nodes == 8
+
+
 def test_r815_is_two_hops_where_slit_says_22():
     topology = load_machine("r815")
     assert topology.hops[0].tolist() == [0, 1, 1, 2, 1, 2, 1, 2]  # SLIT 10 16 16 22 16 22 16 22

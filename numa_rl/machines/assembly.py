@@ -123,7 +123,7 @@ def assemble(found: Found) -> Topology:
 def measured_on(base: Topology, figures: Mapping[str, Any], sources: Mapping[str, str]) -> Topology:
     """A machine with some figures measured, and all others those of a base machine.
 
-    Pairs that were not measured go by the base machine's latency, scaled to those that were.
+    Pairs that were not measured go by latency, the base machine's where none was, scaled to those that were.
 
     Args:
         base: the machine that supplies the rest, its links too.
@@ -142,7 +142,8 @@ def measured_on(base: Topology, figures: Mapping[str, Any], sources: Mapping[str
             rule = f"the {base.num_nodes} nodes of machine {base.name!r}"
             raise ValueError(f"measurements must be of {rule}, got of {len(figures[key])}.")
         cost = 1.0 / figures[key] if key == "bandwidth_bytes_per_s" else figures[key]
-        filled, notes = completed(cost, base.cores > 0, base.latency_s, FROM_LATENCY)
+        guide = changed.get("latency_s", base.latency_s)
+        filled, notes = completed(cost, base.cores > 0, guide, FROM_LATENCY)
         changed[key] = 1.0 / filled if key == "bandwidth_bytes_per_s" else filled
         told[key] = joined(sources[key], *notes)
     if "bandwidth_bytes_per_s" not in changed:
