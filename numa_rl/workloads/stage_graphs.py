@@ -86,7 +86,7 @@ QUERIES_BY_SCANS = {1: 4, 2: 5, 3: 4, 4: 2, 5: 2, 6: 3, 8: 2}
 QUERIES_BY_CHAIN = {1: 7, 2: 4, 3: 9, 4: 2}
 MEDIAN_STAGE_S = {"scan": 8.18, "join": 31.2, "chain": 4.16}
 STAGE_SIGMA = {"scan": 1.11, "join": 0.754, "chain": 1.75}
-TASK_SPREAD = 0.549  # median over stages of the standard deviation of a task's time over its mean
+TASK_SPREAD = 0.549  # of a task's time: deviation over mean, the geometric mean over stages
 SHUFFLE_TASKS = 200  # of a stage that reads others: Spark's default
 
 
@@ -233,7 +233,7 @@ def _stage(stage: Any, where: str) -> tuple[int, float, float]:
     if not isinstance(stage, list) or len(stage) != 3 or not all(_is_number(value) for value in stage):
         raise ValueError(f"{where} must be {rule}, got {shown(stage)}.")
     num_tasks, mean_ms, std_ms = stage
-    if num_tasks != int(num_tasks) or not 1 <= num_tasks <= MOST_STAGE_TASKS:
+    if not 1 <= num_tasks <= MOST_STAGE_TASKS or num_tasks != int(num_tasks):
         raise ValueError(f"{where}: tasks must be a whole number in 1..{MOST_STAGE_TASKS}, got {num_tasks}.")
     if not (0 <= mean_ms <= MOST_TASK_MS and 0 <= std_ms <= MOST_TASK_MS):
         raise ValueError(f"{where}: times must be in 0..{MOST_TASK_MS:g} ms, got {mean_ms} and {std_ms}.")
