@@ -25,8 +25,8 @@ import numpy as np
 
 from numa_rl.partition.graph import F64, I64, Graph
 
-MOST_TOTAL = 2**30  # of whole weights: sums fit in 32 bits with a sign
-MOST_DISTANCE = 1000  # of whole distances
+MOST_TOTAL = 2**24  # of whole weights: as much for each of a hundred parts fits in 32 bits
+MOST_DISTANCE = 64  # of whole distances; times weights they must fit in 32 bits, or Mt-KaHyPar fails without a word
 METIS_UNITS = 1000  # of its ufactor: an imbalance of 1
 MOST_SEED = 2**31
 
@@ -90,14 +90,15 @@ def mt_kahypar_map(graph: Graph, limits: F64, distance: F64, rng: np.random.Gene
     """
     library = _library("mtkahypar")
     context = _context(library)
-    context.set_mapping_parameters(len(limits), 0.0)
-    _limit(context, limits, graph)
+    factor = float(limits[0]) * len(limits) / graph.total_weight
+    context.set_mapping_parameters(len(limits), max(0.0, factor - 1.0))
     library.set_seed(_seed(rng))
     near, far = np.triu_indices(len(distance), 1)
     lengths = np.maximum(1, np.rint(distance[near, far] * (MOST_DISTANCE / distance[near, far].max()))).astype(int)
     pairs = list(zip(near.tolist(), far.tolist(), strict=True))
     target = _mt_kahypar(library).create_target_graph(context, len(distance), len(pairs), pairs, lengths.tolist())
-    return np.array(_mt_kahypar_graph(graph, context).map_onto_graph(target, context).get_partition(), dtype=np.int64)
+    source = _mt_kahypar_graph(graph, context)
+    return np.array(source.map_onto_graph(target, context).get_partition(), dtype=np.int64)
 
 
 def _library(name: str) -> Any:
@@ -122,7 +123,8 @@ def _context(library: Any) -> Any:
 def _limit(context: Any, limits: F64, graph: Graph) -> None:
     """Set what each part may weigh, once the number of parts is set."""
     scale = _whole(graph.vertex_weights, 0).sum() / graph.total_weight
-    context.set_individual_target_block_weights(np.floor(limits * scale).astype(int).tolist())
+    whole = np.floor(np.minimum(limits, graph.total_weight) * scale)
+    context.set_individual_target_block_weights(whole.astype(int).tolist())
 
 
 def _mt_kahypar_graph(graph: Graph, context: Any) -> Any:

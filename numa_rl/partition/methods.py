@@ -47,6 +47,7 @@ class PartitionResult:
         balance: greatest weight of a part over its share; 1 is perfect.
         allowed_balance: what it may be: 1 + imbalance, more where vertices are too heavy for that (`part_limits`).
         returned_balance: what it was when the method handed the parts over.
+        returned_cut: what the cut was then.
     """
 
     method: str
@@ -56,6 +57,7 @@ class PartitionResult:
     balance: float
     allowed_balance: float
     returned_balance: float
+    returned_cut: float
 
     @property
     def was_repaired(self) -> bool:
@@ -90,7 +92,7 @@ def partition(
         method: one of `METHODS`: our multilevel scheme; recursive spectral bisection, refined; or a library.
         target_shares: of the whole that each part is to have, shape (K,), in any unit; None for equal parts.
         rng: all choices are drawn from it.
-        effort: how long our multilevel scheme searches; None for the default.
+        effort: how long our multilevel scheme searches; None for `usual_effort`.
 
     Raises:
         ValueError: an argument out of range, an unknown method, or a library that is not installed or cannot do it.
@@ -110,7 +112,7 @@ def partition(
         raise ValueError(f"num_parts must be at most {graph.num_vertices} for method {method}, got {num_parts}.")
     else:
         parts = checked_parts(graph, LIBRARIES[method](graph, shares, limits, rng), num_parts)
-    returned = part_weights(graph, parts, num_parts)
+    returned, returned_cut = part_weights(graph, parts, num_parts), cut_weight(graph, parts)
     if np.any(returned > limits):
         parts = improve(adjacency, parts, limits, rng)
     weights = part_weights(graph, parts, num_parts)
@@ -120,8 +122,9 @@ def partition(
         part_weights=weights,
         cut=cut_weight(graph, parts),
         balance=balance(weights, shares),
-        allowed_balance=balance(limits, shares) * limits.sum() / graph.total_weight,
+        allowed_balance=float((limits / (shares * graph.total_weight)).max()),
         returned_balance=balance(returned, shares),
+        returned_cut=returned_cut,
     )
 
 

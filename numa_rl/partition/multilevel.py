@@ -28,6 +28,9 @@ COARSEST_LEAST = 120
 COARSEST_BISECTED = 60  # vertices of the coarsest graph where there are two parts
 
 
+TRIED_VERTICES, FEWEST_STARTS, MOST_STARTS = 8000, 8, 40  # of the usual effort
+
+
 @dataclass(frozen=True)
 class Effort:
     """How long to search.
@@ -38,14 +41,20 @@ class Effort:
         survivors: partitions that are kept.
     """
 
-    starts: int = 8
-    combinations: int = 12
+    starts: int
+    combinations: int
     survivors: int = 4
 
     def __post_init__(self) -> None:
         """Check the ranges; raises ValueError."""
         require(self, "starts survivors", ">= 1", lambda value: value >= 1)
         require(self, "combinations", ">= 0", lambda value: value >= 0)
+
+
+def usual_effort(num_vertices: int) -> Effort:
+    """More tries where each takes little: on small graphs with a few heavy vertices most tries end in a bad corner."""
+    starts = int(np.clip(TRIED_VERTICES // num_vertices, FEWEST_STARTS, MOST_STARTS))
+    return Effort(starts, starts + starts // 2)
 
 
 def multilevel_parts(
@@ -58,9 +67,9 @@ def multilevel_parts(
         shares: of the whole that each part is to have, shape (K,).
         imbalance: epsilon of `part_limits`.
         rng: all choices are drawn from it.
-        effort: how long to search; None for the default.
+        effort: how long to search; None for `usual_effort`.
     """
-    effort = Effort() if effort is None else effort
+    effort = usual_effort(len(graph.vertex_weights)) if effort is None else effort
     if len(shares) == 1:
         return np.zeros(len(graph.vertex_weights), np.int64)
     found: list[tuple[float, I64]] = []
