@@ -1,0 +1,125 @@
+"""Who plays in the suite, described by little text, so that other processes can make them and caches name them."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from agents.oracle.beam import Oracle
+from agents.rules.catalog import make_rule
+from agents.rules.greedy import PricedGreedy
+from agents.scheduler import Planner, Scheduler
+from experiments.suite.sources import LEARNED, ORACLE, RULE, code_digest
+
+
+@dataclass(frozen=True)
+class Player(ABC):
+    """A scheduler to be made where it plays.
+
+    Attributes:
+        name: how tables call it.
+    """
+
+    kind: ClassVar[str]
+    name: str
+
+    @abstractmethod
+    def make(self) -> Scheduler | Planner:
+        """The scheduler itself."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> dict[str, Any]:
+        """What tells it from all others, as JSON values."""
+
+
+@dataclass(frozen=True)
+class RulePlayer(Player):
+    """A rule with its parameters."""
+
+    kind: ClassVar[str] = RULE
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    def make(self) -> Scheduler:
+        """See `Player.make`."""
+        return make_rule(self.name, **self.parameters)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """See `Player.inputs`."""
+        return {"kind": self.kind, "name": self.name, "parameters": dict(self.parameters)}
+
+
+@dataclass(frozen=True)
+class LearnedPlayer(Player):
+    """A learned policy.
+
+    Attributes:
+        path: its file.
+        digest: SHA-256 of the file's content.
+    """
+
+    kind: ClassVar[str] = LEARNED
+    path: Path
+    digest: str
+
+    @classmethod
+    def read(cls, path: Path) -> LearnedPlayer:
+        """The policy in a file.
+
+        Raises:
+            ValueError: the file is missing, damaged, or no policy.
+        """
+        name = _load(path).name
+        return cls(name, path, hashlib.sha256(path.read_bytes()).hexdigest())
+
+    def make(self) -> Scheduler:
+        """See `Player.make`."""
+        return _load(self.path)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """See `Player.inputs`."""
+        return {"kind": self.kind, "name": self.name, "policy": self.digest}
+
+
+@dataclass(frozen=True)
+class OraclePlayer(Player):
+    """The clairvoyant beam search.
+
+    Attributes:
+        parameters: of the priced greedy rule, by which it looks ahead.
+        others: whose plans it takes in episodes in which they are better than its own.
+        width: of the beam.
+    """
+
+    kind: ClassVar[str] = ORACLE
+    parameters: Mapping[str, float]
+    others: tuple[Player, ...]
+    width: int
+
+    def make(self) -> Planner:
+        """See `Player.make`."""
+        others = tuple(player.make() for player in self.others)
+        return Oracle(PricedGreedy(**self.parameters), others, self.width)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """See `Player.inputs`."""
+        others = [{**player.inputs, "code": code_digest(player.kind)} for player in self.others]
+        return {"kind": self.kind, "rule": dict(self.parameters), "others": others, "width": self.width}
+
+
+@lru_cache(maxsize=1)
+def _load(path: Path) -> Scheduler:
+    import torch  # takes a second: only who needs it waits
+
+    from agents.ppo.storage import load_policy
+
+    torch.set_num_threads(1)  # the networks are small: more threads only wait for each other
+    return load_policy(path)[0]

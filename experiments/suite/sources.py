@@ -1,0 +1,45 @@
+"""Digests of the code that results come from: with other code, cached results count for nothing."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numba
+import numpy as np
+import scipy
+
+import agents
+import envs
+import numa_rl
+from numa_rl.compilation import source_digest
+
+RULE, PLANNER, ORACLE, LEARNED = KINDS = ("rule", "planner", "oracle", "learned")  # of schedulers
+
+NUMA_RL, ENVS, AGENTS = (Path(str(package.__file__)).parent for package in (numa_rl, envs, agents))
+
+# Machines and families count by their figures and parameters; how those become episodes and outcomes is code.
+EVERYBODY = (
+    *(NUMA_RL / pattern for pattern in ("*.py", "simulator/*.py", "workloads/*.py", "communication/*.py")),
+    ENVS / "*.py",
+    *(AGENTS / pattern for pattern in ("evaluation.py", "scheduler.py", "settings.py")),
+)
+OF_KIND = {
+    RULE: (AGENTS / "rules/*.py",),
+    PLANNER: (AGENTS / "rules/*.py", AGENTS / "planners/*.py", NUMA_RL / "partition/*.py"),
+    ORACLE: (AGENTS / "rules/*.py", AGENTS / "rollouts.py", AGENTS / "oracle/*.py"),
+    LEARNED: (AGENTS / "rules/*.py", AGENTS / "ppo/*.py"),
+}
+
+
+@cache
+def code_digest(kind: str) -> str:
+    """Short hash of all code and libraries that decide how a scheduler of this kind fares."""
+    patterns = (*EVERYBODY, *OF_KIND[kind])
+    files = sorted({path for pattern in patterns for path in pattern.parent.glob(pattern.name)})
+    return f"{source_digest([str(path) for path in files])}-{'-'.join(versions().values())}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that compute results."""
+    return {module.__name__: module.__version__ for module in (np, numba, scipy)}
