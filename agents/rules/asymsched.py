@@ -22,11 +22,12 @@ from agents.rules.base import (
     Placement,
     Range,
     Rule,
-    data_stays,
     per_row,
 )
 from agents.rules.linux import IMBALANCE, TOLERANCE
 from envs.observation_kernel import TaskFeature
+
+NOT_OPEN = np.float32(-1.0)  # less than any bandwidth
 
 
 @dataclass(frozen=True)
@@ -68,28 +69,32 @@ class AsymSched(Rule):
 
     def place(self, groups: Groups, memory: Array) -> Placement:
         """The pair that moves least of those with nearly the most bandwidth."""
-        rows, n = np.arange(len(memory)), groups["queue"].shape[-1]
         bandwidth = open_bandwidth(self.tolerance, groups)
-        best = bandwidth.max(axis=(1, 2))
-        dropped = bandwidth < (per_row(self.kept_share, 0) * best)[:, None, None]
-        moves = groups["migration"][:, None, :]
-        fewest = np.where(dropped, np.inf, moves).min(axis=(1, 2))
-        dropped |= moves > fewest[:, None, None]
-        pair = np.where(dropped, -np.inf, bandwidth).reshape(len(rows), -1).argmax(axis=-1)
-        node, data_node = pair // n, pair % n
-
+        kept = per_row(self.kept_share, 0) * bandwidth.max(axis=(1, 2))
+        node, data_node = moving_least(bandwidth, kept, groups)
+        rows = np.arange(len(memory))
         memory[:, 0] += time_run(groups["task"])
         moving = groups["migration"][rows, data_node]
         dear = (moving > 0) & (memory[:, 1] + moving > per_row(self.migration_share, 0) * memory[:, 0])
-        home = data_stays(data_node, groups)
-        node = np.where(dear, bandwidth[rows, :, home].argmax(axis=-1), node)
-        data_node = np.where(dear, home, data_node)
+        if dear.any():
+            stay_node, stay = moving_least(bandwidth, np.zeros_like(kept), groups)
+            node, data_node = np.where(dear, stay_node, node), np.where(dear, stay, data_node)
         memory[:, 1] += groups["migration"][rows, data_node]
         return Placement(node, data_node)
 
 
+def moving_least(bandwidth: Array, kept: Array, groups: Groups) -> tuple[Array, Array]:
+    """Of the placements with the bandwidth (B, N, N) to be kept (B,), those that move least; of these the best."""
+    dropped = bandwidth < kept[:, None, None]
+    moves = groups["migration"][:, None, :]
+    fewest = np.where(dropped, np.inf, moves).min(axis=(1, 2))
+    dropped |= moves > fewest[:, None, None]
+    pair = np.where(dropped, NOT_OPEN, bandwidth).reshape(len(kept), -1).argmax(axis=-1)
+    return pair // bandwidth.shape[-1], pair % bandwidth.shape[-1]
+
+
 def open_bandwidth(tolerance: Parameter, groups: Groups) -> Array:
-    """The weighted bandwidth of every placement, shape (B, N, N); -inf where it is closed or its node overloaded."""
+    """The weighted bandwidth of every placement, shape (B, N, N); `NOT_OPEN` where closed or overloaded."""
     queue, task = groups["queue"], groups["task"]
     can_run = groups["task_mask"] > 0
     least = np.where(can_run, queue, np.inf).min(axis=-1, keepdims=True)
@@ -98,7 +103,7 @@ def open_bandwidth(tolerance: Parameter, groups: Groups) -> Array:
     from_inputs = np.matmul(left, groups["inputs"][:, :, None])
     whole = task[:, TaskFeature.MEMORY, None, None] * left + from_inputs
     is_open = considered[:, :, None] & (groups["data_mask"][:, None, :] > 0)
-    return np.where(is_open, whole, -np.inf)
+    return np.where(is_open, whole, NOT_OPEN)
 
 
 def time_run(task: Array) -> Array:

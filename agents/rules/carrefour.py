@@ -32,6 +32,7 @@ from agents.rules.linux import IMBALANCE, TOLERANCE, where_it_ran
 from envs.observation_kernel import TaskFeature
 
 ACCESSOR_SHARE = 0.1  # fewer of an object's accesses than this are what sampling misses
+COPIES = 1.5  # more of an object than this is more than one copy of it
 MEMORY_OF_READS = 256  # decisions over which the read ratio is averaged: Carrefour's second of counting
 
 
@@ -117,14 +118,11 @@ class Carrefour(Rule):
         comes = is_new(groups) | (migrates & alone) | replicates
 
         here = nearest(node, groups["data_mask"], groups)
-        stays = nearest_holder(node, groups)
+        stays = nearest(nearest(node, groups["data"], groups), groups["data_mask"], groups)  # of copies the nearest
         already = is_split(groups)
         pages = page_rows(interleaves & ~already, groups["data_mask"] > 0)
         pages += page_rows(already & ~comes, groups["data"] > 0)
         return Placement(node, np.where(comes, here, stays), pages)
-
-
-COPIES = 1.5  # more of an object than this is more than one copy of it
 
 
 def read_counters(groups: Groups, accesses_per_us: Parameter) -> Counters:
@@ -162,9 +160,3 @@ def count_reads(task: Array, memory: Array) -> Array:
 def accessors(access: Array) -> Array:
     """Which nodes make a tenth or more of an object's recent accesses, shape (B, N); none if there were none."""
     return np.asarray((access >= ACCESSOR_SHARE * access.sum(axis=-1, keepdims=True)) & (access > 0))
-
-
-def nearest_holder(node: Array, groups: Groups) -> Array:
-    """The node with the object, or of several copies the one that is nearest, or the nearest with room, (B,)."""
-    holder = nearest(node, groups["data"], groups)
-    return nearest(holder, groups["data_mask"], groups)

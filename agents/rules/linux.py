@@ -126,9 +126,6 @@ def small_weights(bandwidth: Array) -> Array:
     return np.asarray(weights[np.arange(len(weights)), chosen])
 
 
-PAIR_SHARE = 0.75  # the kernel's 3/4
-
-
 @dataclass(frozen=True)
 class AutoNuma(Rule):
     """Automatic NUMA balancing: pages move to who uses them, and tasks to their pages [5].
@@ -137,8 +134,8 @@ class AutoNuma(Rule):
 
     * `should_numa_migrate_memory`: the object moves to the task's node n if the access before this one came from n
       as well, and if 3/4 faults(n) > faults(where it is), faults being the recent accesses from each node. The
-      kernel divides both sides by the faults on each node's memory; for one object all of these are where it is, so
-      they decide nothing here.
+      kernel divides either side by the faults on that node's memory; for one object, all of these are where it is,
+      and the test would always hold. Of an object that is only read, the old copy stays behind.
     * `task_numa_placement`: the task runs on the node that holds most of the bytes it will access, its inputs
       included, or where least is to do if that node is overloaded, see `FirstTouch`.
 
@@ -151,7 +148,7 @@ class AutoNuma(Rule):
 
     name: ClassVar[str] = "autonuma"
     tunable: ClassVar[Mapping[str, Range]] = {"hysteresis": Range(0.05, 1.0), "tolerance": TOLERANCE}
-    hysteresis: Parameter = PAIR_SHARE
+    hysteresis: Parameter = 0.75
     tolerance: Parameter = IMBALANCE
 
     def place(self, groups: Groups, memory: Array) -> Placement:
@@ -159,7 +156,7 @@ class AutoNuma(Rule):
         rows = np.arange(len(memory))
         held = groups["task"][:, TaskFeature.MEMORY, None] * groups["data"] + groups["inputs"]
         node = unless_overloaded(held.argmax(axis=-1), held.max(axis=-1) > 0, self.tolerance, groups)
-        home, faults = groups["data"].argmax(axis=-1), groups["access"]
+        home, faults = nearest(node, groups["data"], groups), groups["access"]
         moves = (groups["last"][rows, node] > 0) & (
             per_row(self.hysteresis, 0) * faults[rows, node] > faults[rows, home]
         )

@@ -27,16 +27,19 @@ from agents.rules.base import (
     lowest_task_node,
     per_row,
 )
+from numa_rl.migration import migration_score
 
 
 @dataclass(frozen=True)
 class MigrationScore(Rule):
     """The chapter's migration score [1]; tasks then run where the estimate is lowest.
 
-    M(p, n) = alpha A_local - beta A_remote - gamma C_migrate: A_local are the recent accesses to object p from
-    node n, A_remote those from all other nodes, and C_migrate the time to move p there. The object moves to the
-    node with the highest score if M(target) - M(current) > theta. A new object is placed by the estimate. The
-    chapter gives no values, and its batching of migrations has no counterpart where a decision moves one object.
+    The accesses are the recent ones from each node, and the cost is the time to move the object. It moves to the
+    node with the highest score if M(target) - M(current) > theta; of several copies the current one is that with
+    the highest score. A new object is placed by the estimate. The chapter gives no values.
+
+    The chapter moves pages in batches. Here the batch is an object: all its pages move at once, or none do. Objects
+    are not gathered to move together, for a decision moves only the object of the task that it places.
 
     Only gamma / (alpha + beta) and theta / (alpha + beta) matter to a decision, so alpha and beta are not tuned.
 
@@ -60,11 +63,10 @@ class MigrationScore(Rule):
     def place(self, groups: Groups, memory: Array) -> Placement:
         """New data by the estimate, old data by the score, the task by the estimate."""
         rows = np.arange(len(memory))
-        access, data_mask = groups["access"], groups["data_mask"]
-        remote = access.sum(axis=-1, keepdims=True) - access
-        score = per_row(self.local_weight, 1) * access - per_row(self.remote_weight, 1) * remote
-        score = score - per_row(self.migration_weight, 1) * groups["migration"]
-        home, target = groups["data"].argmax(axis=-1), lowest(-score, data_mask)
+        data, data_mask = groups["data"], groups["data_mask"]
+        weights = (per_row(value, 1) for value in (self.local_weight, self.remote_weight, self.migration_weight))
+        score = migration_score(groups["access"], groups["migration"], *weights)
+        home, target = lowest(-score, data), lowest(-score, data_mask)
         moves = score[rows, target] - score[rows, home] > per_row(self.threshold, 0)
         moves |= data_mask[rows, home] == 0
         _, best = lowest_pair(groups["estimate"], groups)
