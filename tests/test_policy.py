@@ -463,9 +463,9 @@ def test_an_action_must_be_a_task_node_and_a_data_node(action_space):
 
 @pytest.mark.parametrize("size", [ObservationLayout(3).size, ObservationLayout(2, ObservationKind.CHAPTER).size, 1])
 def test_an_observation_must_be_the_full_one_of_as_many_nodes(size):
-    with pytest.raises(ValueError, match=rf"full observation of 2 nodes, shape \(47,\), got shape \({size},\)"):
+    with pytest.raises(ValueError, match=rf"full observation of 2 nodes, shape \(51,\), got shape \({size},\)"):
         PlacementPolicy(spaces.Box(0, 1, (size,)), spaces.MultiDiscrete([2, 2]), lambda _: 1e-3)
-    with pytest.raises(ValueError, match=r"full observation of 2 nodes, shape \(47,\), got shape \(\)"):
+    with pytest.raises(ValueError, match=r"full observation of 2 nodes, shape \(51,\), got shape \(\)"):
         PlacementPolicy(spaces.Discrete(2), spaces.MultiDiscrete([2, 2]), lambda _: 1e-3)
 
 

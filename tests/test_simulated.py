@@ -192,9 +192,9 @@ def test_a_run_agrees_with_its_steps_and_its_metrics(play):
         obj = play.workload.object[:, task]
         before = simulator.state.objects["bytes"][[0, 1], obj]
         outcome = simulator.step(play.actions[:, task])
-        moved += outcome.local_bytes + outcome.remote_bytes - before * outcome.migrated
+        moved += outcome.local_bytes + outcome.remote_bytes - before * (outcome.migrated | outcome.replicated)
         watch.count(outcome)
-    np.testing.assert_allclose(watch.used_bytes, moved, rtol=1e-6, atol=1.0)  # all bytes but those of migrations
+    np.testing.assert_allclose(watch.used_bytes, moved, rtol=1e-6, atol=1.0)  # all bytes but those of moves and copies
     assert (watch.misplaced_bytes <= watch.used_bytes).all()
     if run_counters(simulator).elapsed_s.sum() <= 0.0:
         with pytest.raises(ValueError, match=r"runs must take time to be diagnosed, got 0\.0 s"):

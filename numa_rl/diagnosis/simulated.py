@@ -81,6 +81,7 @@ class Watch:
         simulator = self.simulator
         by_node = simulator.state.access_bytes.reshape(simulator.num_rows, -1, simulator.num_nodes)[row, obj]
         misplaced = by_node[np.arange(len(row)), node] < by_node.max(axis=1, initial=0.0)
+        misplaced &= simulator.state.objects["form"][row, obj] <= 1  # one of several copies serves whoever is near it
         self.used_bytes[row] += num_bytes
         self.misplaced_bytes[row] += num_bytes * misplaced
 
