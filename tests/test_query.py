@@ -254,6 +254,7 @@ def test_recorded_queries_are_a_workload(recorded):
     ("parameters", "message"),
     [
         ({"num_tasks": 16}, "num_tasks must be more than the 16 parts of the tables, got 16."),
+        ({"scale_factor": 1e30}, "num_tasks must be more than the 1.00278e+30 parts of the tables, got 384."),
         ({"look_share": 1.5}, "look_share must be in [0, 1], got 1.5."),
         ({"trace": "nowhere.json"}, "nowhere.json: stage graphs must be a readable file: No such file or directory."),
     ],

@@ -101,9 +101,25 @@ def test_layers_read_each_other_as_they_say():
 def test_a_shape_as_wide_as_the_instance_has_its_tasks(shape):
     tasks = {"fork-join": (8, 10), "montage": (4, 19), "epigenomics": (9, 41), "seismology": (100, 101)}
     width, expected = tasks.get(shape, (10, 32))  # of four chromosomes with 10 tasks twice and 7 twice: 10 everywhere
-    graph = shaped(SHAPES[shape], width)
+    graph = shaped(SHAPES[shape], width, most_inputs=100)
     missing = 1 if shape == "epigenomics" else 0  # the second, idle mapMerge: a lane's files are merged once
     assert graph.is_file.count(False) == expected - missing
+
+
+def test_more_inputs_than_a_task_may_have_are_gathered_first():
+    graph = RecordedGraph(most_inputs=2)
+    files = [graph.add_file(10.0 * (1 + index)) for index in range(5)]
+    end = graph.add_task(1.0, 0.0, 1.0, 0.0, [(file, 0.5) for file in files])
+    # Five become three, these two, which the task reads.
+    assert graph.reads[5:] == [
+        [(0, 0.5), (1, 0.5)],
+        [(2, 0.5), (3, 0.5)],
+        [(5, 1.0), (6, 1.0)],
+        [(7, 1.0), (4, 0.5)],
+    ]
+    assert end == 8
+    assert graph.output_bytes[5:8] == [15.0, 35.0, 50.0]
+    assert graph.runtime_s[5:8] == [0.0, 0.0, 0.0]
 
 
 # Laws
@@ -162,7 +178,7 @@ def test_a_folder_of_recorded_runs_is_a_workload():
     assert len(family.kinds) == 8
     workload = family.generate(np.random.default_rng(0), 3)
     assert workload.read_only.any()
-    assert workload.num_inputs == max(kind.inputs.shape[1] for kind in family.kinds)
+    assert workload.num_inputs == 32
 
 
 # What is refused
@@ -172,7 +188,9 @@ def test_a_folder_of_recorded_runs_is_a_workload():
     ("parameters", "message"),
     [
         ({"shape": "star"}, "shape must be any or one of fork-join, montage, epigenomics, seismology, 1000genome, got"),
-        ({"min_width": 5, "max_width": 4}, "max_width must be >= min_width (5), got 4."),
+        ({"min_width": 5, "max_width": 4}, "max_width must be in 5..256, from min_width on, got 4."),
+        ({"max_width": 257}, "max_width must be in 4..256, from min_width on, got 257."),
+        ({"most_inputs": 1}, "most_inputs must be >= 2, got 1."),
         ({"write_fraction": 1.5}, "write_fraction must be in [0, 1], got 1.5."),
         ({"trace": "nowhere.json"}, "nowhere.json: a workflow must be a readable file: No such file or directory."),
     ],

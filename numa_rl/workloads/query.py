@@ -78,18 +78,21 @@ class Query:
         require(self, positive, "> 0", lambda value: value > 0)
         require(self, "output_share", ">= 0", lambda value: value >= 0)
         require(self, "write_fraction look_share", "in [0, 1]", lambda value: 0 <= value <= 1)
-        if self.num_tasks <= len(self.shared_bytes):
-            raise ValueError(
-                f"num_tasks must be more than the {len(self.shared_bytes)} parts of the tables, got {self.num_tasks}."
-            )
+        if not self._parts.sum() < self.num_tasks:
+            parts = f"{self._parts.sum():g} parts of the tables"
+            raise ValueError(f"num_tasks must be more than the {parts}, got {self.num_tasks}.")
         if self.trace is not None:
             self._recorded  # noqa: B018 - reads it
 
     @cached_property
     def table_parts(self) -> IntArray:
         """Number of parts of each table, in the order of `TABLES`."""
-        sizes = np.array([TABLE_BYTES[name] for name in TABLES])
-        return np.ceil(sizes * self.scale_factor / self.part_bytes).astype(np.int64)
+        return self._parts.astype(np.int64)
+
+    @property
+    def _parts(self) -> FloatArray:
+        """The same as floats, which may be too many for whole numbers."""
+        return np.ceil([TABLE_BYTES[name] * self.scale_factor / self.part_bytes for name in TABLES])
 
     @cached_property
     def shared_bytes(self) -> FloatArray:

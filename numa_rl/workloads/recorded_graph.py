@@ -30,12 +30,16 @@ import numpy as np
 from numa_rl.workloads.graph_stream import GraphKind, in_rows
 from numa_rl.workloads.workload import NO_OBJECT
 
+MOST_INPUTS = 32  # arrays have a column for each input that any task may have, and pricing a task takes time for each
+
 
 @dataclass
 class RecordedGraph:
     """Tasks so far, each after those it reads, with a list for each of what a task has.
 
     Attributes:
+        most_inputs: most outputs that a task reads, at least 2. Where it would read more, tasks that take no time of
+            their own gather up to so many in one output each, in as many rounds as it takes.
         runtime_s: median run time, 0 for a task that loads a file.
         runtime_sigma: standard deviation of its logarithm.
         output_bytes: median size of what it writes.
@@ -44,6 +48,7 @@ class RecordedGraph:
         is_file: whether its output is a file of the input.
     """
 
+    most_inputs: int = MOST_INPUTS
     runtime_s: list[float] = field(default_factory=list)
     runtime_sigma: list[float] = field(default_factory=list)
     output_bytes: list[float] = field(default_factory=list)
@@ -60,7 +65,19 @@ class RecordedGraph:
         reads: Sequence[tuple[int, float]],
     ) -> int:
         """Add a task, and return its index."""
+        while len(reads) > self.most_inputs:
+            reads = [
+                self._gather(reads[first : first + self.most_inputs])
+                for first in range(0, len(reads), self.most_inputs)
+            ]
         return self._add(runtime_s, runtime_sigma, output_bytes, output_sigma, reads, is_file=False)
+
+    def _gather(self, reads: Sequence[tuple[int, float]]) -> tuple[int, float]:
+        """Add a task that copies these into one output, where they are more than one, and return how that is read."""
+        if len(reads) == 1:
+            return reads[0]
+        num_bytes = sum(share * self.output_bytes[task] for task, share in reads)
+        return self._add(0.0, 0.0, num_bytes, 0.0, reads, is_file=False), 1.0
 
     def add_file(self, num_bytes: float) -> int:
         """Add a task that loads a file of the input, and return its index."""

@@ -19,7 +19,7 @@ from typing import Any
 
 from numa_rl.wording import quoted
 from numa_rl.workloads.json_files import read_json, shown
-from numa_rl.workloads.recorded_graph import RecordedGraph
+from numa_rl.workloads.recorded_graph import MOST_INPUTS, RecordedGraph
 from numa_rl.workloads.task_graph import topological_order
 
 MOST_FILE_BYTES = 256 * 2**20  # of a JSON file, which is read at once: a thousand times the largest known instance
@@ -60,7 +60,7 @@ class RecordedWorkflow:
     tasks: tuple[WorkflowTask, ...]
     file_bytes: Mapping[str, float]
 
-    def graph(self, runtime_sigma: float = 0.0) -> RecordedGraph:
+    def graph(self, runtime_sigma: float = 0.0, most_inputs: int = MOST_INPUTS) -> RecordedGraph:
         """The graph of its tasks.
 
         A task's outputs are one object, of which a reader reads the share of its files. Input files that the same
@@ -68,8 +68,9 @@ class RecordedWorkflow:
 
         Args:
             runtime_sigma: standard deviation of the logarithm of a run time when the task runs again.
+            most_inputs: as in a `RecordedGraph`.
         """
-        graph, number = RecordedGraph(), {}
+        graph, number = RecordedGraph(most_inputs), {}
         writer = {file: task.name for task in self.tasks for file in task.writes}
         for readers, size in self._inputs(writer).items():
             number[readers] = graph.add_file(size)
@@ -104,7 +105,7 @@ class RecordedWorkflow:
         return sizes
 
 
-def read_recorded_graphs(path: str | Path, runtime_sigma: float) -> list[RecordedGraph]:
+def read_recorded_graphs(path: str | Path, runtime_sigma: float, most_inputs: int = MOST_INPUTS) -> list[RecordedGraph]:
     """The graph of a recorded workflow, or those of all in a folder (*.json), by name.
 
     Raises:
@@ -114,7 +115,7 @@ def read_recorded_graphs(path: str | Path, runtime_sigma: float) -> list[Recorde
     files = sorted(folder.glob("*.json")) if folder.is_dir() else [folder]
     if not files:
         raise ValueError(f"{path}: a folder of workflows must have a file *.json, got none.")
-    return [read_workflow(file).graph(runtime_sigma) for file in files]
+    return [read_workflow(file).graph(runtime_sigma, most_inputs) for file in files]
 
 
 def read_workflow(path: str | Path) -> RecordedWorkflow:

@@ -16,9 +16,12 @@ import numpy as np
 
 from numa_rl.workloads.graph_stream import GraphKind, GraphStream
 from numa_rl.workloads.parameters import require
+from numa_rl.workloads.recorded_graph import MOST_INPUTS
 from numa_rl.workloads.wfformat import read_recorded_graphs
 from numa_rl.workloads.workflow_shapes import SHAPES, shaped
 from numa_rl.workloads.workload import Workload
+
+MOST_WIDTH = 256
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,9 @@ class Workflow:
         workflows_per_s: mean arrival rate.
         shape: "fork-join", "montage", "epigenomics", "seismology", "1000genome", or "any": each as likely.
         min_width: least tasks of a wide layer; widths are drawn evenly.
-        max_width: most.
+        max_width: most, at most 256.
+        most_inputs: most objects that a task reads besides its own; more are gathered first, by tasks that copy up to
+            so many into one.
         mean_task_flops: mean arithmetic of a task, over a workflow.
         flops_per_byte: arithmetic intensity of what tasks compute; as a sparse solver's or a stencil's.
         data_ratio: bytes of files read and written over those moved while computing: how much data passes between
@@ -52,6 +57,7 @@ class Workflow:
     shape: str = "any"
     min_width: int = 4
     max_width: int = 8
+    most_inputs: int = MOST_INPUTS
     mean_task_flops: float = 1e9
     flops_per_byte: float = 0.5
     data_ratio: float = 1.0
@@ -70,8 +76,10 @@ class Workflow:
         require(self, "write_fraction", "in [0, 1]", lambda value: 0 <= value <= 1)
         if self.shape != "any" and self.shape not in SHAPES:
             raise ValueError(f"shape must be any or one of {', '.join(SHAPES)}, got {self.shape!r}.")
-        if self.max_width < self.min_width:
-            raise ValueError(f"max_width must be >= min_width ({self.min_width}), got {self.max_width}.")
+        require(self, "most_inputs", ">= 2", lambda value: value >= 2)
+        if not self.min_width <= self.max_width <= MOST_WIDTH:
+            rule = f"in {self.min_width}..{MOST_WIDTH}, from min_width on"
+            raise ValueError(f"max_width must be {rule}, got {self.max_width}.")
         if self.trace is not None:
             self.kinds  # noqa: B018 - reads it
 
@@ -79,11 +87,11 @@ class Workflow:
     def kinds(self) -> Sequence[GraphKind]:
         """The workflows there are."""
         if self.trace is not None:
-            graphs = read_recorded_graphs(self.trace, self.runtime_sigma)
+            graphs = read_recorded_graphs(self.trace, self.runtime_sigma, self.most_inputs)
         else:
             shapes = SHAPES.values() if self.shape == "any" else [SHAPES[self.shape]]
             widths = range(self.min_width, self.max_width + 1)
-            graphs = [shaped(shape, width) for shape in shapes for width in widths]
+            graphs = [shaped(shape, width, self.most_inputs) for shape in shapes for width in widths]
         return [graph.kind(self.mean_task_flops, self.flops_per_byte, self.data_ratio) for graph in graphs]
 
     def generate(self, rng: np.random.Generator, num_episodes: int) -> Workload:

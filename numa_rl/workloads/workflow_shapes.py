@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from numa_rl.workloads.recorded_graph import RecordedGraph
+from numa_rl.workloads.recorded_graph import MOST_INPUTS, RecordedGraph
 
 WIDE, PAIRS = "wide", "pairs"  # how many tasks a layer has, if not one
 ALL, SAME, PART, PAIR = "all", "same", "part", "pair"
@@ -130,9 +130,15 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def shaped(shape: Shape, width: int) -> RecordedGraph:
-    """A graph of this shape whose wide layers have `width` tasks; input files come first, loaded by tasks."""
-    graph = RecordedGraph()
+def shaped(shape: Shape, width: int, most_inputs: int = MOST_INPUTS) -> RecordedGraph:
+    """A graph of this shape whose wide layers have `width` tasks, each file of the input before its first reader.
+
+    Args:
+        shape: the application.
+        width: tasks of its wide layers.
+        most_inputs: as in a `RecordedGraph`.
+    """
+    graph = RecordedGraph(most_inputs)
     files = {name: graph.add_file(size) for name, size in shape.shared_files.items()}
     pairs = [(a, b) for a in range(width) for b in range(a + 1, min(a + 1 + PAIRED_WITHIN, width))]
     counts = {WIDE: width, PAIRS: len(pairs), "": 1}
