@@ -53,11 +53,10 @@ class Graph:
 
     def __post_init__(self) -> None:
         """Convert every array to its dtype, freeze it and check the rules."""
-        for name, dtype in Adjacency.__annotations__.items():
-            array = np.ascontiguousarray(getattr(self, name), dtype=np.float64 if "F64" in str(dtype) else np.int64)
+        for name in Adjacency._fields:
+            array: npt.NDArray[Any] = np.array(getattr(self, name), dtype=np.float64 if "weights" in name else np.int64)
             if array.ndim != 1:
                 raise ValueError(f"{name} must have one dimension, got shape {array.shape}.")
-            array = array.copy() if array.flags.writeable and array is getattr(self, name) else array
             array.setflags(write=False)
             object.__setattr__(self, name, array)
         self._check_shapes()

@@ -20,7 +20,7 @@ from numa_rl.partition.coarsening import induced
 from numa_rl.partition.graph import F64, I64, Adjacency
 from numa_rl.partition.heap import make_heap
 from numa_rl.partition.kernel import Assignment, count_links, grow
-from numa_rl.partition.objective import part_limits
+from numa_rl.partition.objective import packed, part_limits
 from numa_rl.partition.refinement import cut_of, improve
 from numa_rl.partition.spectral import fiedler_vector, split
 
@@ -76,3 +76,14 @@ def _grown(graph: Adjacency, halves: F64, limits: F64, rng: np.random.Generator,
     wanted = float(halves[0] * graph.vertex_weights.sum())
     grow(graph, assignment, make_heap(v), rng.permutation(v), wanted, anywhere)
     return assignment.parts
+
+
+def spectral_parts(graph: Adjacency, shares: F64, rng: np.random.Generator) -> I64:
+    """Parts by recursive spectral bisection [2], not refined, shape (V,)."""
+
+    def bisect(part: Adjacency, halves: F64, imbalance: float) -> I64:
+        if len(part.vertex_weights) <= 2:
+            return packed(part.vertex_weights, halves)
+        return split(fiedler_vector(part, rng), part.vertex_weights, halves[0])
+
+    return recursive_bisection(graph, shares, 0.0, bisect)

@@ -12,6 +12,8 @@ References:
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 import numpy.typing as npt
 
@@ -19,7 +21,8 @@ from numa_rl.partition.graph import F64, I64
 from numa_rl.partition.objective import placement_cost
 from numa_rl.topology import Topology
 
-MOST_STARTS = 32  # nodes that the construction begins at in turn
+MOST_TRIED = 8  # nodes up to which all placements are tried: 40320 of them
+MOST_STARTS = 64  # first parts and their nodes that the construction begins with in turn
 LEAST_GAIN = 1e-12  # share of the cost: less is rounding
 
 
@@ -42,7 +45,10 @@ def node_distances(topology: Topology) -> F64:
 
 
 def map_parts(traffic: npt.ArrayLike, distance: npt.ArrayLike, shares: npt.ArrayLike | None = None) -> I64:
-    """The node of each part: placed greedily [3], then any two exchanged until none gains [2], [4]; shape (K,).
+    """The node of each part, shape (K,): the best of all placements on few nodes; else a good one.
+
+    On more than `MOST_TRIED` nodes parts are placed greedily [3], from several first ones, then any two exchanged until
+    none gains [2], [4].
 
     Args:
         traffic: between every two parts, symmetric with zeros on the diagonal, shape (K, K).
@@ -63,32 +69,42 @@ def map_parts(traffic: npt.ArrayLike, distance: npt.ArrayLike, shares: npt.Array
     same_kind = kinds[:, None] == kinds[None, :]  # of the node a part was made for, and where it may go
     padded = np.zeros((n, n))  # parts that nothing passes to stand for free nodes
     padded[:k, :k] = flows
+    if n <= MOST_TRIED:
+        return _best_of_all(padded, lengths, same_kind)[:k]
     best: I64 | None = None
-    starts = np.linspace(0, n - 1, min(n, MOST_STARTS)).astype(int)
-    for start in starts:
-        nodes = _exchanged(padded, _constructed(padded, lengths, same_kind, int(start)), lengths, same_kind)
+    pairs = np.argwhere(same_kind[:k])
+    for part, node in pairs[np.linspace(0, len(pairs) - 1, min(len(pairs), MOST_STARTS)).astype(int)]:
+        nodes = _exchanged(padded, _constructed(padded, lengths, same_kind, part, node), lengths, same_kind)
         if best is None or placement_cost(padded, nodes, lengths) < placement_cost(padded, best, lengths):
             best = nodes
     assert best is not None
     return best[:k]
 
 
-def _constructed(traffic: F64, distance: F64, same_kind: npt.NDArray[np.bool_], start: int) -> I64:
-    """Each time the part with most traffic to those placed, where that costs least; the first one on node `start`."""
+def _best_of_all(traffic: F64, distance: F64, same_kind: npt.NDArray[np.bool_]) -> I64:
+    """The first of the cheapest of all placements."""
+    n = len(traffic)
+    nodes = np.array(list(permutations(range(n))))
+    nodes = nodes[same_kind[np.arange(n), nodes].all(axis=1)]
+    cost = np.zeros(len(nodes))
+    for one, other in zip(*np.nonzero(np.triu(traffic, 1)), strict=True):
+        cost += traffic[one, other] * distance[nodes[:, one], nodes[:, other]]
+    best: I64 = nodes[np.argmin(cost)]
+    return best
+
+
+def _constructed(traffic: F64, distance: F64, same_kind: npt.NDArray[np.bool_], part: int, node: int) -> I64:
+    """This part on this node; then each time the part with most traffic to those placed, where that costs least."""
     n = len(traffic)
     nodes, free = np.full(n, -1), np.ones(n, bool)
-    cost = np.zeros((n, n))  # of each part at each node, by those placed
+    placed_traffic, cost = np.zeros(n), np.zeros((n, n))  # of each part to those placed, and what it costs at each node
     for step in range(n):
-        waiting = nodes < 0
-        if step == 0:
-            part = int(np.argmax(np.where(same_kind[:, start], traffic.sum(axis=1), -1.0)))
-            node = start
-        else:
-            placed_traffic = traffic[:, ~waiting].sum(axis=1)
-            part = int(np.argmax(np.where(waiting, placed_traffic, -1.0)))
+        if step > 0:
+            part = int(np.argmax(np.where(nodes < 0, placed_traffic, -1.0)))
             node = int(np.argmin(np.where(free & same_kind[part], cost[part], np.inf)))
         nodes[part], free[node] = node, False
-        cost += np.outer(traffic[:, part], distance[node])
+        placed_traffic += traffic[part]
+        cost += np.outer(traffic[part], distance[node])
     return nodes
 
 

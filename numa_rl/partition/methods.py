@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numa_rl.partition.graph import F64, I64, Graph
-from numa_rl.partition.initial import recursive_bisection
+from numa_rl.partition.initial import spectral_parts
 from numa_rl.partition.libraries import kahip_parts, metis_parts, mt_kahypar_parts
 from numa_rl.partition.multilevel import Effort, multilevel_parts
 from numa_rl.partition.objective import (
@@ -28,7 +28,6 @@ from numa_rl.partition.objective import (
     require_shares,
 )
 from numa_rl.partition.refinement import improve
-from numa_rl.partition.spectral import fiedler_vector, split
 
 LIBRARIES = {"metis": metis_parts, "kahip": kahip_parts, "mt-kahypar": mt_kahypar_parts}
 MODULES = {"metis": "pymetis", "kahip": "kahip", "mt-kahypar": "mtkahypar"}
@@ -107,7 +106,7 @@ def partition(
     elif method == "multilevel":
         parts = multilevel_parts(adjacency, shares, imbalance, rng, effort)
     elif method == "spectral":
-        parts = improve(adjacency, spectral_parts(graph, shares, rng), limits, rng)
+        parts = improve(adjacency, spectral_parts(adjacency, shares, rng), limits, rng)
     elif num_parts > graph.num_vertices:
         raise ValueError(f"num_parts must be at most {graph.num_vertices} for method {method}, got {num_parts}.")
     else:
@@ -125,18 +124,4 @@ def partition(
         allowed_balance=float((limits / (shares * graph.total_weight)).max()),
         returned_balance=balance(returned, shares),
         returned_cut=returned_cut,
-    )
-
-
-def spectral_parts(graph: Graph, shares: F64, rng: np.random.Generator) -> I64:
-    """Parts by recursive spectral bisection, not refined, shape (V,)."""
-    return recursive_bisection(
-        graph.adjacency,
-        shares,
-        0.0,
-        lambda part, halves, _: (
-            split(fiedler_vector(part, rng), part.vertex_weights, halves[0])
-            if len(part.vertex_weights) > 2
-            else packed(part.vertex_weights, halves)
-        ),
     )

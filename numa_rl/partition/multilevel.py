@@ -18,7 +18,7 @@ import numpy as np
 
 from numa_rl.partition.coarsening import Level, coarsen
 from numa_rl.partition.graph import F64, I64, Adjacency
-from numa_rl.partition.initial import best_bisection, recursive_bisection
+from numa_rl.partition.initial import best_bisection, recursive_bisection, spectral_parts
 from numa_rl.partition.objective import part_limits
 from numa_rl.partition.refinement import cut_of, improve
 from numa_rl.workloads.parameters import require
@@ -36,7 +36,7 @@ class Effort:
     """How long to search.
 
     Attributes:
-        starts: independent partitions, of which the better survive.
+        starts: independent partitions, one of them spectral, of which the better survive.
         combinations: of two survivors, or of one with itself.
         survivors: partitions that are kept.
     """
@@ -73,7 +73,9 @@ def multilevel_parts(
     if len(shares) == 1:
         return np.zeros(len(graph.vertex_weights), np.int64)
     found: list[tuple[float, I64]] = []
-    for _ in range(effort.starts):
+    limits = part_limits(graph.vertex_weights, shares, imbalance)
+    _keep(found, graph, improve(graph, spectral_parts(graph, shares, rng), limits, rng), effort)
+    for _ in range(effort.starts - 1):
         _keep(found, graph, _start(graph, shares, imbalance, rng), effort)
     for _ in range(effort.combinations):
         first, second = rng.integers(len(found), size=2)

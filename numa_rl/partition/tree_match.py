@@ -79,6 +79,7 @@ def machine_tree(topology: Topology) -> Branch:
             joined = branches[index].children and heights[index] * SAME_LEVEL >= height
             children += branches[index].children if joined else (branches[index],)
         within = tuple(sorted(node for child in children for node in child.nodes))
+        children.sort(key=lambda child: child.nodes)
         branches.append(Branch(within, sum(child.capacity for child in children), tuple(children)))
         heights.append(float(height))
     return branches[-1]
