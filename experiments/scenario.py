@@ -118,8 +118,15 @@ def _parameters(family: WorkloadFamily) -> dict[str, Any]:
         raise TypeError(f"a workload family must be a dataclass to be hashed, got {type(family).__name__}.")
     parameters = asdict(family)
     if parameters.get("trace") is not None:
-        parameters["trace"] = hashlib.sha256(Path(parameters["trace"]).read_bytes()).hexdigest()
+        parameters["trace"] = _trace_digest(Path(parameters["trace"]))
     return parameters
+
+
+def _trace_digest(trace: Path) -> str:
+    """SHA-256 of a file, or of all the JSON files of a folder, whatever they are called."""
+    files = sorted(trace.glob("*.json")) if trace.is_dir() else [trace]
+    digests = (hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def scenario_names() -> list[str]:

@@ -145,7 +145,11 @@ def test_a_trace_is_found_beside_the_scenario_and_hashed_by_contents(tmp_path):
         ('machine = "chapter-2-socket"', "machine = 2", "scenario: machine must be of type string, got 2"),
         ("chapter-2-socket", "chapter-3-socket", "machine: machine must be one of chapter-2-socket"),
         ("machine =", "engine =", "unknown key 'engine'; known: description, machine, workload, reward, simulation"),
-        ('family = "synthetic"', "", "[workload]: family must be one of synthetic, llm-serving, all-reduce, got None"),
+        (
+            'family = "synthetic"',
+            "",
+            "[workload]: family must be one of synthetic, llm-serving, prefix-cache, hpc-batch, workflow, query, threads, all-reduce, planted, got None",
+        ),
         ('"synthetic"', '"batch"', "[workload]: unknown workload family 'batch'; known: synthetic, llm-serving"),
         ("burstiness = 2", "burstyness = 2", "[workload]: synthetic: unknown key 'burstyness'; known: num_tasks,"),
         ("burstiness = 2", "burstiness = 0.5", "[workload]: synthetic: burstiness must be >= 1, got 0.5"),

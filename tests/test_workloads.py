@@ -38,7 +38,14 @@ SMALL_SERVING = LLMServing(
     received_context_share=0.5,
 )
 SMALL_ALL_REDUCE = AllReduce(num_ranks=4, num_steps=2)
-FAMILIES = pytest.mark.parametrize("family", [SMALL_STREAM, SMALL_SERVING, SMALL_ALL_REDUCE], ids=family_names())
+SMALL = {
+    "synthetic": SMALL_STREAM,
+    "llm-serving": SMALL_SERVING,
+    "all-reduce": SMALL_ALL_REDUCE,
+    "planted": make_family("planted"),
+    **{name: make_family(name, num_tasks=96) for name in ("prefix-cache", "hpc-batch", "workflow", "query", "threads")},
+}
+FAMILIES = pytest.mark.parametrize("family", [SMALL[name] for name in family_names()], ids=family_names())
 AZURE = Path(__file__).parents[2] / "shared/data/traces/AzureLLMInferenceTrace_conv_2023.csv"
 
 
@@ -532,7 +539,7 @@ def test_the_azure_trace_drives_serving():
 
 
 def test_families_have_names():
-    assert family_names() == ["synthetic", "llm-serving", "all-reduce"]
+    assert set(family_names()) == set(SMALL)
     assert make_family("synthetic", num_tasks=7) == SyntheticStream(num_tasks=7)
     assert make_family("all-reduce", algorithm="hierarchical", mean_gap_s=1) == AllReduce(
         "hierarchical", mean_gap_s=1.0

@@ -82,9 +82,9 @@ def access_pages(machines, state, b, node, shares, num_bytes, write_fraction):
             part = np.float32(num_bytes * shares[home])
             add_traffic(machines, state, b, node, home, part * (ONE - write_fraction), part * write_fraction)
             if home == node:
-                local += part
+                local += float(part)
             else:
-                remote += part
+                remote += float(part)
     return local, remote
 
 

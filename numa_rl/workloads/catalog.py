@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+from numa_rl.workloads.batch import HpcBatch
 from numa_rl.workloads.collective import AllReduce
 from numa_rl.workloads.llm_serving import LLMServing
 from numa_rl.workloads.parameters import build
+from numa_rl.workloads.planted import Planted
+from numa_rl.workloads.prefix_cache import PrefixCache
+from numa_rl.workloads.query import Query
 from numa_rl.workloads.synthetic import SyntheticStream
+from numa_rl.workloads.threads import Threads
+from numa_rl.workloads.workflow import Workflow
 from numa_rl.workloads.workload import WorkloadFamily
 
-FAMILIES: dict[str, type[SyntheticStream] | type[LLMServing] | type[AllReduce]] = {
+FAMILIES: dict[str, type[WorkloadFamily]] = {
     "synthetic": SyntheticStream,
     "llm-serving": LLMServing,
+    "prefix-cache": PrefixCache,
+    "hpc-batch": HpcBatch,
+    "workflow": Workflow,
+    "query": Query,
+    "threads": Threads,
     "all-reduce": AllReduce,
+    "planted": Planted,
 }
 
 
