@@ -5,6 +5,7 @@ import pytest
 
 from envs.reward import RewardWeights
 from experiments.scenario import Split, load_scenario, scenario_names
+from numa_rl.workloads.catalog import family_names
 from numa_rl.workloads.collective import AllReduce
 from numa_rl.workloads.llm_serving import LLMServing
 from numa_rl.workloads.synthetic import SyntheticStream
@@ -148,7 +149,7 @@ def test_a_trace_is_found_beside_the_scenario_and_hashed_by_contents(tmp_path):
         (
             'family = "synthetic"',
             "",
-            "[workload]: family must be one of synthetic, llm-serving, prefix-cache, hpc-batch, workflow, query, threads, all-reduce, planted, got None",
+            f"[workload]: family must be one of {', '.join(family_names())}, got None",
         ),
         ('"synthetic"', '"batch"', "[workload]: unknown workload family 'batch'; known: synthetic, llm-serving"),
         ("burstiness = 2", "burstyness = 2", "[workload]: synthetic: unknown key 'burstyness'; known: num_tasks,"),
