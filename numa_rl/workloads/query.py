@@ -82,7 +82,11 @@ class Query:
             parts = f"{self._parts.sum():g} parts of the tables"
             raise ValueError(f"num_tasks must be more than the {parts}, got {self.num_tasks}.")
         if self.trace is not None:
-            self._recorded  # noqa: B018 - reads it
+            graphs = self._recorded
+            try:
+                self.kinds(graphs)
+            except ValueError as error:
+                raise ValueError(f"{self.trace}: {error}") from error
 
     @cached_property
     def table_parts(self) -> IntArray:

@@ -139,6 +139,8 @@ def _workflow(document: Any) -> RecordedWorkflow:
     file_bytes = dict(_sizes(specification))
     runtime_s = dict(_runtimes(execution))
     tasks = _tasks(specification, file_bytes, runtime_s)
+    if not any(task.runtime_s > 0 for task in tasks.values()):
+        raise ValueError(f"execution.tasks: a task must run for some time, got 0 s for all {len(tasks)}.")
     names = list(tasks)
     index = {name: place for place, name in enumerate(names)}
     edges = [(index[parent], index[name]) for name, task in tasks.items() for parent in task.parents]
