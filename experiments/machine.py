@@ -88,9 +88,9 @@ class MachineList:
             )
         console = Console()
         console.print(table)
-        console.print(
-            "Green is measured, yellow derived in part, red assumed in part: machine show says how.", style="dim"
-        )
+        if console.color_system is not None:
+            legend = "Green: measured; yellow: derived in part; red: assumed in part; cyan: the chapter's."
+            console.print(legend, style="dim")
 
 
 def _trust(topology: Topology, figure: str) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 
 import numpy as np
@@ -195,3 +196,12 @@ def test_measurements_of_another_number_of_nodes_are_refused(tmp_path):
     (tmp_path / "mlc.txt").write_text(TEXT)
     with pytest.raises(ValueError, match="measurements must be of the 8 nodes of machine 'r815', got of 2"):
         load_machine(f"{tmp_path}/mlc.txt#r815")
+
+
+@given(st.data())
+def test_whatever_the_text_there_is_a_machine_or_a_value_error(data):
+    lines = TEXT.splitlines()
+    at = data.draw(st.integers(0, len(lines) - 1))
+    lines[at] = data.draw(st.sampled_from(lines) | st.text(st.sampled_from("0123456789.- \t\x00enode"), max_size=20))
+    with contextlib.suppress(ValueError):
+        assert np.isfinite(read("\n".join(lines)).latency_s).all()

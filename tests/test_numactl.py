@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +138,12 @@ def test_real_texts_are_read(name, cores, row):
     topology = load_machine(str(path))
     assert topology.cores.tolist() == cores
     np.testing.assert_allclose(topology.latency_s[0] * 1e9, row)
+
+
+@given(st.data())
+def test_whatever_the_text_there_is_a_machine_or_a_value_error(data):
+    lines = TEXT.splitlines()
+    at = data.draw(st.integers(0, len(lines) - 1))
+    lines[at] = data.draw(st.sampled_from(lines) | st.text(st.sampled_from("0123456789.-: \t\x00enode"), max_size=20))
+    with contextlib.suppress(ValueError):
+        assert np.isfinite(read("\n".join(lines)).latency_s).all()

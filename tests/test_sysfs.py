@@ -214,6 +214,20 @@ def test_the_hmat_follows_the_nodes_that_may_be_used():
     np.testing.assert_allclose(read(files).latency_s * 1e9, [[90]])
 
 
+def test_what_the_hmat_lacks_comes_from_the_best_initiators():
+    table = hmat_table(locality(1, [0, 1], [0, 1], [[80, 150], [140, 90]], 1000))
+    files = {**two_nodes(), **access(0, (0,), 70, 1000), **access(1, (1,), 70, 1000)}
+    topology = read({**files, "sys/firmware/acpi/tables/HMAT": table})
+    assert topology.latency_s[0, 0] == pytest.approx(80e-9)
+    assert topology.bandwidth_bytes_per_s[0, 0] == pytest.approx(1e9)
+
+
+def test_an_hmat_of_another_number_of_nodes_is_left_aside():
+    table = hmat_table(locality(1, [0], [0], [[80]], 1000))
+    topology = read({**two_nodes(), "sys/firmware/acpi/tables/HMAT": table})
+    assert topology.sources["latency_s"].startswith("derived: from SLIT")
+
+
 def test_memory_side_caches_are_told_though_the_model_has_none():
     files = {**two_nodes(), f"{NODES}/node0/memory_side_cache/index1/size": f"{2**34}\n"}
     assert "1 memory-side cache of 16384 MiB" in read(files).sources["memory_bytes"]
@@ -240,6 +254,30 @@ def test_bad_files_are_named_with_the_rule_and_the_value(changes, message):
     with pytest.raises(ValueError, match=message) as error:
         read({**two_nodes(), **changes})
     assert "\n" not in str(error.value)
+
+
+EVERY_FILE = {
+    **two_nodes(cache_kib=64),
+    **access(0, (0,), 80, 1000),
+    **access(1, (1,), 80, 1000),
+    **GROUPS["cgroup 2"],
+    f"{CPUS}/cpu0/cpufreq/cpuinfo_max_freq": "2000000\n",
+    f"{NODES}/node0/memory_side_cache/index1/size": "4096\n",
+    "proc/cpuinfo": "model name : Xeon @ 2.10GHz\ncpu MHz : 800.1\n",
+    "sys/firmware/acpi/tables/HMAT": HMAT,
+}
+
+
+@given(
+    st.sampled_from(sorted(EVERY_FILE)), st.binary(max_size=20) | st.from_regex(r"[-\d, fxnagi.]{0,12}").map(str.encode)
+)
+def test_whatever_a_file_holds_there_is_a_machine_or_a_value_error(path, content):
+    try:
+        topology = read({**EVERY_FILE, path: content})
+    except ValueError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+    else:
+        assert np.isfinite(topology.latency_s).all()
 
 
 def test_a_folder_without_nodes_is_refused(tmp_path):

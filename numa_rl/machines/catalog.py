@@ -84,8 +84,9 @@ def _from_path(path: Path, part: str) -> Topology:
     if suffix == ".xml":
         return read_hwloc(path)
     base = load_machine(part) if part else None
+    name = path.name.split(".tar")[0] if ".tar" in path.name else path.stem
     try:
-        return _from_content(content, path.name.split(".")[0], base)
+        return _from_content(content, name, base)
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from None
 

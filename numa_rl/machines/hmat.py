@@ -36,7 +36,7 @@ ACCESS_LATENCY, READ_LATENCY, ACCESS_BANDWIDTH, READ_BANDWIDTH = 0, 1, 3, 4
 LATENCY_KINDS, BANDWIDTH_KINDS = (READ_LATENCY, ACCESS_LATENCY), (READ_BANDWIDTH, ACCESS_BANDWIDTH)
 MEGABYTE = 1e6
 MAX_DOMAINS = 1024
-MAX_TABLE_BYTES = 16 * 2**20
+HMAT_SOURCE = "file: ACPI HMAT, the firmware's own figures"
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,25 +115,24 @@ def parse_hmat(data: bytes) -> Hmat:
 def found_in_hmat(name: str, hmat: Hmat) -> Found:
     """The machine of a table alone: a domain of memory is a node, and has cores if it starts accesses."""
     starts = np.isin(hmat.targets, hmat.initiators)
-    found, sources = found_figures(hmat, starts)
+    found: dict[str, Any] = found_figures(hmat, starts)
+    sources = dict.fromkeys(found, HMAT_SOURCE)
     sources["cores"] = "file: initiator domains of the HMAT have cores; assumed: 8 each"
     sources["memory_bytes"] = joined("assumed: 64 GiB per node", memory_side_caches(hmat.side_cache_bytes))
     return Found(name=name, cores=np.where(starts, ChapterFigures().cores, 0), sources=sources, **found)
 
 
-def found_figures(hmat: Hmat, has_cores: BoolArray) -> tuple[dict[str, Any], dict[str, str]]:
-    """The figures of `Found` that a table gives, of nodes that are its domains of memory in ascending order.
+def found_figures(hmat: Hmat, has_cores: BoolArray) -> dict[str, FloatArray]:
+    """Latency and bandwidth as in `Found`, of nodes that are the table's domains of memory in ascending order.
+
+    Each only where the table gives any of what nodes with cores see.
 
     Args:
         hmat: the table.
         has_cores: nodes that start accesses, shape (T,).
-
-    Returns:
-        Latency and bandwidth, each only where the table gives any of what nodes with cores see, and their sources.
     """
     matrices = zip(("latency_s", "bandwidth_bytes_per_s"), hmat.between_memories, strict=True)
-    found = {name: matrix for name, matrix in matrices if np.isfinite(matrix[has_cores]).any()}
-    return found, dict.fromkeys(found, "file: ACPI HMAT, the firmware's own figures")
+    return {name: matrix for name, matrix in matrices if np.isfinite(matrix[has_cores]).any()}
 
 
 def _structures(data: bytes) -> Iterator[tuple[int, bytes]]:

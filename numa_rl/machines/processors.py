@@ -71,7 +71,12 @@ def members(bits: int) -> list[int]:
     >>> members(0b100111)
     [0, 1, 2, 5]
     """
-    return [number for number in range(bits.bit_length()) if bits >> number & 1]
+    numbers = []
+    while bits:
+        lowest = bits & -bits
+        numbers.append(lowest.bit_length() - 1)
+        bits ^= lowest
+    return numbers
 
 
 def union(sets: Iterable[int]) -> int:
@@ -96,9 +101,11 @@ def peak_flops_per_s(
         model: what the file calls the processor, which may tell its clock.
     """
     named = CLOCK_IN_NAME.search(model or "")
-    covered = union(cpuset for cpuset, _ in clocks)
-    if clocks and all(core & ~covered == 0 for cores in owned for core in cores):
-        hertz = [[max(rate for cpuset, rate in clocks if cpuset & core) for core in cores] for cores in owned]
+    highest: dict[int, float] = {}
+    for cpuset, rate in clocks:
+        highest |= {number: max(rate, highest.get(number, 0.0)) for number in members(cpuset)}
+    if clocks and all(number in highest for cores in owned for core in cores for number in members(core)):
+        hertz = [[max(highest[number] for number in members(core)) for core in cores] for cores in owned]
         source = f"derived: {origin}; {PER_CYCLE_SOURCE}"
     else:
         rate = float(named[1]) * 1e9 if named else ASSUMED_FREQUENCY_HZ
