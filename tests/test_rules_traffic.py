@@ -36,6 +36,14 @@ def test_a_fast_memory_at_the_same_load_serves_more():
     assert counted.local_ratio == 1.0
 
 
+def test_accesses_are_counted_by_the_memory_that_serves_them():
+    # Node 1 draws on the fast memory 0 at a load of 0.2, node 0 on the slow memory 1 at 0.4: as many accesses.
+    loads = [[0, 0.4, 0], [0.2, 0, 0], [0, 0, 0]]
+    counted = counters(bandwidth=np.diag([1.0, 0.5, 0.5]), communication=loads)
+    assert counted.accesses_per_us == pytest.approx(3000.0 * 0.4 / 2.0)
+    assert counted.imbalance == pytest.approx(np.sqrt(1 / 2))
+
+
 def test_padded_nodes_do_not_count():
     counted = counters(nodes=[1, 1, 0], communication=np.diag([0.2, 0.2, 0.0]), memory=[0.2, 0.4, 0.0])
     assert counted.imbalance == pytest.approx(0.0)
@@ -175,6 +183,8 @@ def test_asymsched_counts_what_the_inputs_need_and_what_others_leave():
     # Memory 1 at load 9 leaves a tenth: 0.3 for the inputs there, and 0.6 for own bytes on node 0; node 0 has 1.18.
     crowded = asymsched(**inputs, communication=[[0, 0, 0], [0, 9.0, 0], [0, 0, 0]])
     assert crowded == [0, 0]
+    # What node 1 draws on memory 0 loads memory 0, and not that of node 1.
+    assert asymsched(**inputs, communication=[[0, 0, 0], [9.0, 0, 0], [0, 0, 0]]) == [1, 1]
 
 
 def shares(workers: list[bool], **groups: Any):
