@@ -70,7 +70,7 @@ def kahip_parts(graph: Graph, shares: F64, limits: F64, rng: np.random.Generator
 
 
 def mt_kahypar_parts(graph: Graph, shares: F64, limits: F64, rng: np.random.Generator) -> I64:
-    """Parts by Mt-KaHyPar [3] in its mode QUALITY, by one thread, shape (V,)."""
+    """Parts by Mt-KaHyPar [3] in its mode DETERMINISTIC_QUALITY, shape (V,)."""
     library = _library("mtkahypar")
     context = _context(library)
     context.set_partitioning_parameters(len(shares), 0.0, library.Objective.CUT)
@@ -110,12 +110,12 @@ def _library(name: str) -> Any:
 
 @cache
 def _mt_kahypar(library: Any) -> Any:
-    """Mt-KaHyPar's threads, which a process may start once: one, so that the same seed gives the same parts."""
+    """Mt-KaHyPar's threads, which a process may start once: one, as the others have."""
     return library.initialize(1, False)
 
 
 def _context(library: Any) -> Any:
-    context = _mt_kahypar(library).context_from_preset(library.PresetType.QUALITY)
+    context = _mt_kahypar(library).context_from_preset(library.PresetType.DETERMINISTIC_QUALITY)
     context.logging = False
     return context
 
