@@ -117,7 +117,8 @@ def _graph_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise ValueError(f"must be at most {MOST_BYTES} bytes, got more.")
     if b"\0" in content:
         raise ValueError("must be text, got a NUL byte.")
-    for number, line in enumerate(content.decode("latin-1").split("\n"), 1):  # only comments may have other letters
+    text = content.decode("latin-1").removesuffix("\n")  # only comments may have other letters
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.lstrip().startswith("%"):
             yield number, line
 
