@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from agents.accesses import accesses, creators, input_bytes
 from agents.oracle.beam import Oracle
 from agents.oracle.exact_kernel import Least, Tree, branch_and_bound
 from agents.oracle.plays import played
@@ -36,10 +37,8 @@ from agents.scheduler import Actions
 from envs.world import World
 from numa_rl.simulator.simulator import Simulator
 from numa_rl.simulator.state import allocate_work
-from numa_rl.workloads.workload import NO_OBJECT, Workload
 
 F64 = npt.NDArray[np.float64]
-Bool = npt.NDArray[np.bool_]
 
 GAP = 1e-9  # a plan this much better, as a share of the cost, is not looked for: rounding is as large
 ROUNDING = 1e-5  # the simulator computes times in single precision
@@ -179,7 +178,8 @@ def least_times(world: World, simulator: Simulator, machine: int, episode: int) 
     )
     s_per_byte = np.maximum(s_per_byte, latency / figures.outstanding_bytes[machine]).min(axis=1)  # (k,)
     flops, moved = (getattr(workload, name)[episode].astype(np.float64)[:, None] for name in ("flops", "bytes"))
-    read = _live_input_bytes(workload, episode)[:, None]
+    read = input_bytes(accesses(workload, episode), workload.num_tasks)[:, None]
+    creates = creators(workload, episode) == np.arange(workload.num_tasks)
     service = np.maximum(flops * figures.s_per_flop[machine, :k], moved * s_per_byte)
     inputs = read * s_per_byte + (read > 0) * latency.min(axis=1)
     fits = _always_fits(world, machine, episode)
@@ -191,7 +191,7 @@ def least_times(world: World, simulator: Simulator, machine: int, episode: int) 
     return Least(
         service_s=padded(np.where(figures.cores[machine, :k] > 0, service, np.inf), np.inf),
         inputs_s=padded(inputs if fits else np.zeros_like(inputs), 0.0),
-        writes=_written(workload, episode),
+        writes=creates | (workload.write_fraction[episode] > 0.0),
         dropped_cost=np.inf if fits else world.weights.out_of_memory_penalty,
         waits=bool(fits and not workload.follows_inputs),
     )
@@ -202,28 +202,3 @@ def _always_fits(world: World, machine: int, episode: int) -> bool:
     largest = np.zeros(world.workload.num_objects)
     np.maximum.at(largest, world.workload.object[episode], np.ceil(world.workload.object_bytes[episode]))
     return bool(largest.sum() <= world.topologies[machine].memory_bytes.max())
-
-
-def _live_input_bytes(workload: Workload, episode: int) -> F64:
-    """Bytes that each task reads of inputs that exist then, if no task was dropped, shape (T,)."""
-    alive = np.zeros(workload.num_objects, bool)
-    total = np.zeros(workload.num_tasks)
-    for task in range(workload.num_tasks):
-        sources = workload.inputs[episode, task]
-        there = (sources != NO_OBJECT) & alive[sources]
-        total[task] = workload.input_bytes[episode, task][there].sum(dtype=np.float64)
-        alive[workload.object[episode, task]] = True
-        alive[workload.freed_after[episode] == task] = False
-    return total
-
-
-def _written(workload: Workload, episode: int) -> Bool:
-    """Whether each task writes or creates its object, so that who uses it later waits for its end, shape (T,)."""
-    alive = np.zeros(workload.num_objects, bool)
-    written: Bool = workload.write_fraction[episode] > 0.0
-    for task in range(workload.num_tasks):
-        obj = workload.object[episode, task]
-        written[task] |= not alive[obj]
-        alive[obj] = True
-        alive[workload.freed_after[episode] == task] = False
-    return written
