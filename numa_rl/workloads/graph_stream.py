@@ -155,18 +155,7 @@ class GraphStream:
             is_task, place[tasks.inputs * is_task], np.where(is_shared, shared_input(0) - tasks.inputs, -1)
         )
 
-        flops_factor, output_factor = np.exp(
-            rng.standard_normal((2, len(time_s))) * [tasks.flops_sigma, tasks.output_sigma]
-        )
-        output_bytes = tasks.output_bytes * output_factor
-        worked_bytes = tasks.work_bytes * flops_factor
-        moved_bytes = worked_bytes + output_bytes
-        written = np.divide(
-            self.write_fraction * worked_bytes + output_bytes,
-            moved_bytes,
-            out=np.ones(len(time_s)),
-            where=moved_bytes > 0,
-        )
+        flops, output_bytes, moved_bytes, written = self._drawn(rng, tasks)
         looks = tasks.looks_at[order] != NO_OBJECT
         own = np.concatenate([np.arange(s), np.where(looks, tasks.looks_at[order], s + np.arange(len(order)))])
         made_bytes = np.concatenate([self.shared_bytes, output_bytes[order]])
@@ -176,9 +165,9 @@ class GraphStream:
         freed_after[s:][looks] = NEVER  # there is none
         return {
             "arrival_s": np.concatenate([np.zeros(s), time_s[order]]),
-            "flops": np.concatenate([np.zeros(s), (tasks.flops * flops_factor)[order]]),
+            "flops": np.concatenate([np.zeros(s), flops[order]]),
             "bytes": np.concatenate([self.shared_bytes, moved_bytes[order]]),
-            "write_fraction": np.concatenate([np.ones(s), np.where(looks, 0.0, np.minimum(written, 1.0)[order])]),
+            "write_fraction": np.concatenate([np.ones(s), np.where(looks, 0.0, written[order])]),
             "object": own,
             "object_bytes": made_bytes[own],
             "inputs": inputs,
@@ -186,6 +175,19 @@ class GraphStream:
             "freed_after": freed_after,
             "read_only": np.concatenate([np.ones(s, np.bool_), tasks.read_only[order]]),
         }
+
+    def _drawn(
+        self, rng: np.random.Generator, tasks: GraphKind
+    ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+        """What these tasks ask for: arithmetic, sizes of outputs, bytes moved, and their share of writes."""
+        factors = rng.standard_normal((2, tasks.num_tasks)) * [tasks.flops_sigma, tasks.output_sigma]
+        flops_factor, output_factor = np.exp(factors)
+        output_bytes = tasks.output_bytes * output_factor
+        work_bytes = tasks.work_bytes * flops_factor
+        moved_bytes = work_bytes + output_bytes
+        written_bytes = self.write_fraction * work_bytes + output_bytes
+        written = np.divide(written_bytes, moved_bytes, out=np.ones(tasks.num_tasks), where=moved_bytes > 0)
+        return tasks.flops * flops_factor, output_bytes, moved_bytes, np.minimum(written, 1.0)
 
     def _arrivals(self, rng: np.random.Generator, starts_s: Sequence[FloatArray]) -> tuple[list[int], FloatArray]:
         """Kinds of the graphs that have any of the first T - S tasks, and nominal starts of their tasks in a row."""

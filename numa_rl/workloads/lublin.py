@@ -7,6 +7,8 @@ References:
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -38,7 +40,7 @@ def lublin_jobs(rng: np.random.Generator, num_jobs: int, max_processors: int) ->
     if max_processors < 8:
         raise ValueError(f"max_processors must be >= 8, got {max_processors}.")
     kind, stage, place, runs = rng.random((4, num_jobs))
-    largest = np.log2(max_processors)
+    largest = math.log2(max_processors)
     middle = max(largest - MIDDLE_BELOW_MACHINE, LEAST_LOG_SIZE)
     lower = LEAST_LOG_SIZE + (middle - LEAST_LOG_SIZE) * place
     log_size = np.where(stage <= LOWER_STAGE_SHARE, lower, middle + (largest - middle) * place)
