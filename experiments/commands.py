@@ -16,7 +16,9 @@ from experiments.demo import Demo
 from experiments.diagnose import Diagnose
 from experiments.exercises import Exercises
 from experiments.machine import MachineList, MachineShow
+from experiments.partition import Partition
 from experiments.roofline import Roofline
+from experiments.suite.command import Suite
 from experiments.train import Train
 from experiments.tune import Tune
 
@@ -42,6 +44,8 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
                 | Annotated[Tune, tyro.conf.subcommand("tune")]
                 | Annotated[Compare, tyro.conf.subcommand("compare")]
                 | Annotated[Machine, tyro.conf.subcommand("machine", description="Show machines: presets and files.")]
+                | Annotated[Suite, tyro.conf.subcommand("suite")]
+                | Annotated[Partition, tyro.conf.subcommand("partition")]
                 | Annotated[Roofline, tyro.conf.subcommand("roofline")]
                 | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
                 | Annotated[Exercises, tyro.conf.subcommand("exercises")]
