@@ -253,7 +253,9 @@ def test_memory_attributes_of_the_best_initiators_only_are_completed_by_slit(rea
     local = attribute("Latency", ("0x3", 0, 80), ("0xc", 1, 90))
     topology = read(document(*TWO_NODES, after=distances("0 1", "10 21 21 10") + local))
     np.testing.assert_allclose(topology.latency_s * 1e9, [[80, 189], [168, 90]])
-    assert topology.sources["latency_s"].startswith("file: memory attribute Latency; derived: the rest by SLIT")
+    assert topology.sources["latency_s"].startswith(
+        "file: memory attribute Latency; derived: pairs 0 to 1, 1 to 0 by SLIT"
+    )
 
 
 def test_a_node_without_cores_mirrors_what_others_see_of_it(read):

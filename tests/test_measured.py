@@ -38,15 +38,16 @@ def test_one_column_is_completed_by_slit():
     topology = machine(nodes=4, slit=SLIT, latency_to_node0_ns_from_node=[100, 120, 200, 240])
     np.testing.assert_allclose(topology.latency_s[2] * 1e9, [200, 240, 100, 120])
     assert topology.sources["latency_s"] == (
-        "measured: idle latency to node 0 from every node, a blog; derived: unknown pairs as their reverse; "
-        "derived: the rest by SLIT distance, scaled to the known pairs"
+        "measured: idle latency to node 0 from every node, a blog; "
+        "derived: pairs 0 to 1, 0 to 2, 0 to 3 as the reverse; "
+        "derived: 9 of 16 pairs by SLIT distance, scaled to the known pairs"
     )
 
 
 def test_one_column_without_slit_makes_every_node_stand_alike():
     topology = machine(nodes=4, latency_to_node0_ns_from_core={"0": 100, "8": 160, "16": 290, "24": 230})
     np.testing.assert_allclose(topology.latency_s[3] * 1e9, [230, 290, 160, 100])
-    assert "assumed: the rest as that node sees them" in topology.sources["latency_s"]
+    assert "assumed: 9 of 16 pairs as if every node stood alike" in topology.sources["latency_s"]
 
 
 def test_one_row_is_of_a_node_with_cores_and_others_hold_memory_only():
@@ -71,7 +72,7 @@ def test_ratios_by_package_are_scaled_to_an_assumed_latency():
 def test_local_figures_are_averaged_by_node_and_remote_ones_assumed():
     topology = machine(nodes=2, local_latency_ns_4096MB={"serial": [100, 120, 90, 90], "concurrent": [1, 1, 1, 1]})
     np.testing.assert_allclose(np.diagonal(topology.latency_s) * 1e9, [110, 90])
-    assert "assumed: the rest 10 at home and 20 elsewhere" in topology.sources["latency_s"]
+    assert "assumed: pairs 0 to 1, 1 to 0 by distance 10 at home and 20 elsewhere" in topology.sources["latency_s"]
 
 
 def test_outliers_of_the_note_are_replaced_and_it_is_said():
@@ -80,7 +81,7 @@ def test_outliers_of_the_note_are_replaced_and_it_is_said():
     )
     np.testing.assert_allclose(topology.bandwidth_bytes_per_s / 1e6, [[100, 30], [30, 100]])
     assert (
-        "derived: outliers replaced, node 0 from 1; derived: unknown pairs as their reverse"
+        "derived: outliers replaced, node 0 from 1; derived: pair 0 to 1 as the reverse"
         in (topology.sources["bandwidth_bytes_per_s"])
     )
 

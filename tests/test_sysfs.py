@@ -181,7 +181,7 @@ def test_the_best_initiators_figures_are_completed_by_slit():
     np.testing.assert_allclose(topology.latency_s * 1e9, [[80, 168], [168, 80]])
     np.testing.assert_allclose(topology.bandwidth_bytes_per_s[0] / 1e9, [100, 100 / 2.1])
     assert "best initiators in sysfs" in topology.sources["latency_s"]
-    assert "derived: the rest by SLIT distance" in topology.sources["latency_s"]
+    assert "derived: pairs 0 to 1, 1 to 0 by SLIT distance" in topology.sources["latency_s"]
 
 
 def test_class_1_of_processors_comes_before_class_0():

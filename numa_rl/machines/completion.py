@@ -18,15 +18,14 @@ from numa_rl.topology import FloatArray
 
 BoolArray = npt.NDArray[np.bool_]
 
-MIRRORED = "derived: unknown pairs as their reverse"
-FROM_DISTANCES = "derived: the rest by SLIT distance, scaled to the known pairs"
-FROM_UNIFORM = "assumed: the rest 10 at home and 20 elsewhere, as Linux does without SLIT, scaled to the known pairs"
-FROM_LATENCY = "derived: the rest by idle latency, scaled to the known pairs"
-EXCLUSIVE_OR = (
-    "assumed: the rest as that node sees them, node i seeing node j as it sees the node numbered i xor j, "
-    "so that every node stands alike"
-)
-MEMORY_ONLY = "derived: the row of a node without cores mirrors what others see of it"
+# What is said of the pairs that were filled in, after which they are.
+MIRRORED = "as the reverse"
+FROM_DISTANCES = "by SLIT distance, scaled to the known pairs"
+FROM_UNIFORM = "by distance 10 at home and 20 elsewhere, as Linux does without SLIT, scaled to the known pairs"
+FROM_LATENCY = "by idle latency, scaled to the known pairs"
+EXCLUSIVE_OR = "as if every node stood alike, node i seeing node j as it sees the node numbered i xor j"
+MEMORY_ONLY = "of nodes without cores as what others see of them"
+MOST_NAMED = 4
 
 
 def completed(
@@ -42,7 +41,10 @@ def completed(
         cost: shape (N, N), NaN where unknown; at least one row of a node with cores must hold a figure.
         has_cores: nodes that start accesses, shape (N,).
         distances: how far apart nodes are, lowest at home, shape (N, N).
-        by: what the note calls the distances.
+        by: what is said of pairs that go by the distances.
+
+    Returns:
+        The matrix, shape (N, N), and what was done to which pairs, as parts of a source.
 
     Raises:
         ValueError: nothing is known of what a node with cores sees.
@@ -50,25 +52,34 @@ def completed(
     filled = np.array(cost, dtype=np.float64)
     if not np.isfinite(filled[has_cores]).any():
         raise ValueError("at least one figure must be known of what a node with cores sees, got none.")
+    asks = np.broadcast_to(has_cores[:, None], filled.shape)
     notes: list[str] = []
-    asked = has_cores[:, None] & np.ones_like(filled, dtype=bool)
-    missing = asked & np.isnan(filled) & ~np.isnan(filled.T)
-    if missing.any():
-        filled[missing] = filled.T[missing]
-        notes.append(MIRRORED)
-    if np.isnan(filled[asked]).any() and distances is None:
-        center = _known_node(filled)
-        if center is not None:
-            filled = np.where(np.isnan(filled), _alike(filled[:, center], center), filled)
-            notes.append(EXCLUSIVE_OR)
-    if np.isnan(filled[asked]).any():
-        guide = uniform_distances(len(filled)) if distances is None else distances
-        filled = np.where(np.isnan(filled), _by_distance(filled, guide), filled)
-        notes.append(FROM_UNIFORM if distances is None else by)
-    if not has_cores.all() and np.isnan(cost[~has_cores]).any():
-        filled = np.where(np.isnan(cost) & ~has_cores[:, None], mirrored(filled, has_cores), filled)
-        notes.append(MEMORY_ONLY)
+
+    def fill(where: BoolArray, values: FloatArray, how: str) -> None:
+        """Fill some pairs in and note it."""
+        if where.any():
+            filled[where] = values[where]
+            kind, _, what = how.partition(" ")
+            notes.append(f"{kind} {_which(where)} {what}")
+
+    fill(asks & np.isnan(filled) & ~np.isnan(filled.T), filled.T.copy(), f"derived: {MIRRORED}")
+    center = _known_node(filled) if distances is None else None
+    if center is not None:
+        fill(asks & np.isnan(filled), _alike(filled[:, center], center), f"assumed: {EXCLUSIVE_OR}")
+    if distances is None:
+        fill(asks & np.isnan(filled), _by_distance(filled, uniform_distances(len(filled))), f"assumed: {FROM_UNIFORM}")
+    else:
+        fill(asks & np.isnan(filled), _by_distance(filled, distances), f"derived: {by}")
+    fill(np.isnan(filled), mirrored(filled, has_cores), f"derived: {MEMORY_ONLY}")
     return filled, notes
+
+
+def _which(where: BoolArray) -> str:
+    """Some pairs in words: each by its nodes, or how many they are."""
+    pairs = np.argwhere(where).tolist()
+    if len(pairs) > MOST_NAMED:
+        return f"{len(pairs)} of {where.size} pairs"
+    return f"{'pair' if len(pairs) == 1 else 'pairs'} {', '.join(f'{a} to {b}' for a, b in pairs)}"
 
 
 def mirrored(cost: FloatArray, has_cores: BoolArray) -> FloatArray:
