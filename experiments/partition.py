@@ -31,14 +31,16 @@ from numa_rl.partition.objective import (
     traffic_matrix,
 )
 from numa_rl.partition.readers import read_graph
+from numa_rl.partition.refinement import shorten
 from numa_rl.partition.suite import suite_graphs
 from numa_rl.partition.tree_match import tree_match
 from numa_rl.topology import Topology
 from numa_rl.wording import counted
 
 REFERENCE = "metis"  # whose cuts the others are divided by
+SHORTENED = "multilevel-map"  # ours, and then vertices move where that makes the mapped cost lower
 TREE_MATCH, DIRECT = "tree-match", "mt-kahypar-map"  # these place vertices on nodes at once
-PLACERS = (TREE_MATCH, DIRECT)
+PLACERS = (SHORTENED, TREE_MATCH, DIRECT)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Partition:
         suite: also the generated graphs that methods are compared on.
         machine: a machine's name (`machine list` prints them), or the path of its file.
         parts: number of parts, at most the machine's nodes with cores; by default as many, each with its cores' share.
-        method: one method: multilevel (ours), spectral, metis, kahip, mt-kahypar, tree-match or mt-kahypar-map; all
+        method: one method: multilevel (ours), spectral, metis, kahip, mt-kahypar; or one
+            that places vertices on nodes at once: multilevel-map (ours), tree-match or mt-kahypar-map; all
             that are installed by default.
         imbalance: by what share of its own a part may weigh more.
         trade_off: lambda of the objective: cut + lambda max part cost.
@@ -154,7 +157,7 @@ def chosen_methods(method: str | None) -> tuple[str, ...]:
     """The one chosen, or all that are installed; raises ValueError for an unknown one."""
     if method is None:
         available = available_methods()
-        return (*available, TREE_MATCH, *((DIRECT,) if "mt-kahypar" in available else ()))
+        return (*available, SHORTENED, TREE_MATCH, *((DIRECT,) if "mt-kahypar" in available else ()))
     if method not in (*METHODS, *PLACERS):
         raise ValueError(f"--method must be one of {', '.join((*METHODS, *PLACERS))}, got {method!r}.")
     return (method,)
@@ -276,16 +279,15 @@ def _standing(method: str, graph: Graph, target: Target, limits: F64, options: P
     if method in PLACERS:
         if not target.fills_machine:
             raise ValueError(f"{method} places on all nodes of the machine: leave --parts out.")
-        if method == TREE_MATCH:
+        if method == SHORTENED:
+            nodes, _ = _mapped("multilevel", graph, target, rng, options)
+            nodes = shorten(graph.adjacency, nodes, limits, target.distance, rng)
+        elif method == TREE_MATCH:
             nodes = np.searchsorted(target.nodes, tree_match(graph, target.topology))
         else:
             nodes = mt_kahypar_map(graph, limits, target.distance, rng)
     else:
-        k = len(target.shares)
-        result = partition(graph, k, imbalance=options.imbalance, method=method, target_shares=target.shares, rng=rng)
-        shares = target.shares if target.fills_machine else None
-        nodes = map_parts(traffic_matrix(graph, result.parts, k), target.distance, shares)[result.parts]
-        returned = result.returned_balance
+        nodes, returned = _mapped(method, graph, target, rng, options)
     seconds = time.perf_counter() - began
     n = len(target.nodes)
     # Fewer parts than nodes leave nodes empty, and the balance is that of the parts.
@@ -302,6 +304,17 @@ def _standing(method: str, graph: Graph, target: Target, limits: F64, options: P
         seconds=seconds,
         returned_balance=reached if returned is None else returned,
     )
+
+
+def _mapped(
+    method: str, graph: Graph, target: Target, rng: np.random.Generator, options: Partition
+) -> tuple[I64, float]:
+    """The node of each vertex, its part placed by distance, and the balance the method returned."""
+    k = len(target.shares)
+    result = partition(graph, k, imbalance=options.imbalance, method=method, target_shares=target.shares, rng=rng)
+    shares = target.shares if target.fills_machine else None
+    nodes = map_parts(traffic_matrix(graph, result.parts, k), target.distance, shares)
+    return nodes[result.parts], result.returned_balance
 
 
 def _write_nodes(path: Path, study: Study) -> None:

@@ -17,7 +17,8 @@ from numa_rl.partition import mapping
 from numa_rl.partition.generators import ring_of_cliques
 from numa_rl.partition.graph import F64, graph_from_edges
 from numa_rl.partition.mapping import compute_nodes, map_parts, node_distances
-from numa_rl.partition.objective import cut_weight, mapped_cost, placement_cost
+from numa_rl.partition.objective import cut_weight, mapped_cost, packed, part_limits, part_weights, placement_cost
+from numa_rl.partition.refinement import shorten
 from numa_rl.partition.tree_match import machine_tree, tree_match
 
 
@@ -126,6 +127,16 @@ def test_tasks_that_talk_share_a_node_and_groups_that_talk_a_socket():
     assert mapped_cost(graph, nodes, node_distances(machine)) == pytest.approx((4 + 4) * 1.2 + 1 * 3.0)
 
 
+def test_a_vertex_shifts_to_the_node_its_edges_are_shortest_to():
+    """It exchanges 3 with node 0 and 2 with node 2: on node 1, between them, 5 hops; on node 0, 4; on node 2, 6."""
+    graph = graph_from_edges(3, [2, 2], [0, 1], [3.0, 2.0])
+    distance = np.abs(np.subtract.outer(np.arange(3.0), np.arange(3.0)))
+    rng = np.random.default_rng(0)
+    nodes = shorten(graph.adjacency, np.array([0, 2, 2]), np.array([1.0, 1.0, 2.0]), distance, rng)
+    assert nodes.tolist() == [0, 2, 1]  # node 0 is full
+    assert shorten(graph.adjacency, np.array([0, 2, 1]), np.full(3, 9.0), distance, rng)[2] == 0
+
+
 def test_a_node_with_more_cores_gets_more_tasks_and_one_without_gets_none():
     nodes = tree_match(ring_of_cliques(4, 4), toy_machine(3, cores=[1, 0, 3]))
     assert np.bincount(nodes, minlength=3).tolist() == [4, 0, 12]
@@ -160,6 +171,21 @@ def test_tree_match_places_all_tasks_on_nodes_with_cores_within_a_task_of_their_
     assert counts[machine.cores == 0].sum() == 0
     share = machine.cores / machine.cores.sum() * num_tasks
     assert np.all(np.abs(counts - share) < 1.0 + 1e-9)
+
+
+@given(st.integers(1, 25), st.integers(1, 5), st.integers(0, 2**32))
+@settings(deadline=None)  # the first call compiles
+def test_shifting_vertices_keeps_limits_and_never_makes_the_mapped_cost_higher(num_vertices, num_nodes, seed):
+    rng = np.random.default_rng(seed)
+    ends = rng.integers(num_vertices, size=(2, 3 * num_vertices))
+    graph = graph_from_edges(num_vertices, *ends, rng.random(3 * num_vertices), rng.random(num_vertices))
+    distance = random_symmetric(num_nodes, seed)
+    shares = np.full(num_nodes, 1.0 / num_nodes)
+    limits = part_limits(graph.vertex_weights, shares, 0.2)
+    nodes = packed(graph.vertex_weights, shares)
+    better = shorten(graph.adjacency, nodes, limits, distance, rng)
+    assert mapped_cost(graph, better, distance) <= mapped_cost(graph, nodes, distance) * (1 + 1e-12)
+    assert np.all(part_weights(graph, better, num_nodes) <= limits * (1 + 1e-12))
 
 
 # Two routes that agree.

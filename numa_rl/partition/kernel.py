@@ -304,6 +304,38 @@ def exchange(graph: Adjacency, assignment: Assignment, order: I64, near: F64) ->
 
 
 @partial(compiled, sources=SOURCES)
+def shift(graph: Adjacency, assignment: Assignment, order: I64, distance: F64) -> float:
+    """Move each vertex, in the order given, to the node with room where its edges are shortest, if that gains.
+
+    Args:
+        graph: what is placed.
+        assignment: changed; parts are nodes, within their limits, and stay there.
+        order: shape (V,).
+        distance: of every two nodes, symmetric, shape (K, K).
+
+    Returns:
+        By how much the mapped cost has fallen, >= 0.
+    """
+    parts, part_weights, limits, links = assignment
+    total = 0.0
+    for vertex in order:
+        origin, weight = parts[vertex], graph.vertex_weights[vertex]
+        best, most = -1, LEAST_GAIN * links[vertex, :].sum()
+        for target in range(len(limits)):
+            if target == origin or part_weights[target] + weight > limits[target]:
+                continue
+            gain = 0.0
+            for part in range(len(limits)):
+                gain += links[vertex, part] * (distance[origin, part] - distance[target, part])
+            if gain > most:
+                best, most = target, gain
+        if best >= 0:
+            move(graph, assignment, vertex, best)
+            total += most
+    return total
+
+
+@partial(compiled, sources=SOURCES)
 def rebalance(graph: Adjacency, assignment: Assignment, heap: Heap, order: I64) -> bool:
     """Move vertices out of parts that weigh too much, those first that cost least for their weight.
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from numa_rl.partition.graph import F64, I64, Adjacency
 from numa_rl.partition.heap import make_heap
-from numa_rl.partition.kernel import Assignment, Log, count_links, exchange, rebalance, refine
+from numa_rl.partition.kernel import Assignment, Log, count_links, exchange, rebalance, refine, shift
 from numa_rl.partition.objective import packed
 
 MOST_PASSES = 20
@@ -52,6 +52,26 @@ def improve(graph: Adjacency, parts: I64, limits: F64, rng: np.random.Generator)
         if v <= MOST_EXCHANGED:
             gained += exchange(graph, assignment, rng.permutation(v), near)
         if gained <= enough:
+            break
+    return assignment.parts
+
+
+def shorten(graph: Adjacency, nodes: I64, limits: F64, distance: F64, rng: np.random.Generator) -> I64:
+    """A placement whose mapped cost is no higher: vertices move to nodes nearer to what they exchange with, shape (V,).
+
+    Args:
+        graph: what is placed.
+        nodes: of the vertices, within the limits, shape (V,).
+        limits: what each node may be given, shape (N,).
+        distance: of every two nodes, symmetric with zeros on the diagonal, shape (N, N).
+        rng: settles the order in which vertices are looked at.
+    """
+    v, n = len(graph.vertex_weights), len(limits)
+    assignment = Assignment(nodes.copy(), np.zeros(n), limits, np.zeros((v, n)))
+    count_links(graph, assignment)
+    enough = LEAST_GAIN * float(graph.edge_weights.sum() * distance.max())
+    for _ in range(MOST_PASSES):
+        if shift(graph, assignment, rng.permutation(v), distance) <= enough:
             break
     return assignment.parts
 
