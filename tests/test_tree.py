@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from system_files import archive, write_folder
 
 from numa_rl.machines import tree as tree_module
-from numa_rl.machines.tree import ArchiveTree, FolderTree, is_archive, unpacked
+from numa_rl.machines.tree import ArchiveTree, FolderTree, is_archive, read_bytes, unpacked
 
 FILES = {"top/sys/a/one": "1\n", "top/sys/a/two": "2\n", "top/proc/mounts": ""}
 
@@ -165,8 +165,19 @@ def test_pipes_and_files_that_may_not_be_read_are_no_files(tmp_path):
     assert FolderTree(tmp_path).data("pipe") is None
 
 
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    path = tmp_path / "closed"
+    path.write_text("secret")
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        pytest.skip("this user may read every file")
+    assert FolderTree(tmp_path).data("closed") is None
+    with pytest.raises(ValueError, match="origin: must be a file that can be read, got Permission denied"):
+        read_bytes(path, 100, "origin")
+
+
 def test_a_large_file_of_a_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tree_module, "MAX_FILE_BYTES", 100)
     write_folder(tmp_path, {"large": "x" * 101})
-    with pytest.raises(ValueError, match="file 'large': must be at most 100 bytes, got 101"):
+    with pytest.raises(ValueError, match="file 'large': must be at most 100 bytes, got more"):
         FolderTree(tmp_path).data("large")

@@ -65,7 +65,7 @@ def load_machine(name_or_path: str) -> Topology:
     if not Path(name_or_path).exists():
         file, _, part = name_or_path.partition("#")
     path = Path(file)
-    if not name_or_path or (not path.exists() and path.suffix == "" and "/" not in file):
+    if not file or (not path.exists() and path.suffix == "" and "/" not in file):
         names = ", ".join([*machine_names(), LIVE])
         raise ValueError(f"machine must be one of {names}, or a path of a file or folder, got {name_or_path!r}.")
     return _from_path(path, part)

@@ -20,7 +20,7 @@ from numa_rl.wording import quoted
 
 MAX_ARCHIVE_BYTES = 64 * 2**20  # on disk; real ones take a few hundred KiB
 MAX_UNPACKED_BYTES = 128 * 2**20  # a machine of 256 processors takes 20 MiB
-MAX_FILE_BYTES = 2**20  # of one file in a tree: the longest, /proc/cpuinfo, takes a few hundred KiB
+MAX_FILE_BYTES = 16 * 2**20  # of one file in a tree: /proc/cpuinfo of a thousand processors takes 2 MiB
 MAX_XZ_MEMORY_BYTES = 256 * 2**20
 MAX_PATH = 4096  # characters of a name, Linux's own limit
 MAX_LINKS = 40  # followed on the way to one file, Linux's own limit
@@ -49,15 +49,23 @@ def read_bytes(path: Path, most: int, origin: str) -> bytes:
         origin: what error messages call it.
 
     Raises:
-        ValueError: no such file, or too large.
+        ValueError: no such file, one that cannot be read, or too large.
     """
-    if not path.is_file():
-        raise ValueError(f"{origin}: must be an existing file, got none.")
-    with path.open("rb") as file:
-        content = file.read(most + 1)
+    try:
+        if not path.is_file():
+            raise ValueError(f"{origin}: must be an existing file, got none.")
+        content = _first_bytes(path, most + 1)
+    except OSError as error:
+        raise ValueError(f"{origin}: must be a file that can be read, got {error.strerror}.") from error
     if len(content) > most:
         raise ValueError(f"{origin}: must be at most {most} bytes, got {max(len(content), path.stat().st_size)}.")
     return content
+
+
+def _first_bytes(path: Path, most: int) -> bytes:
+    """The content of a file, or its first bytes; the size that /sys states for its files is not theirs."""
+    with path.open("rb") as file:
+        return file.read(most)
 
 
 class FolderTree:
@@ -85,9 +93,12 @@ class FolderTree:
             inside = self._inside(path)
             if inside is None or not inside.is_file():
                 return None
-            return read_bytes(inside, MAX_FILE_BYTES, f"file {path!r}")
+            content = _first_bytes(inside, MAX_FILE_BYTES + 1)
         except (OSError, RuntimeError):  # the latter for a circle of links
             return None
+        if len(content) > MAX_FILE_BYTES:
+            raise ValueError(f"file {path!r}: must be at most {MAX_FILE_BYTES} bytes, got more.")
+        return content
 
     def _inside(self, path: str) -> Path | None:
         """The file or folder at a path, if it is in the tree."""
