@@ -89,7 +89,7 @@ def test_a_thread_need_not_communicate():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_threads": 1}, "num_threads must be >= 2, got 1"),
+        ({"num_threads": 1}, "num_threads must be in 2..4096, got 1"),
         ({"num_tasks": 0}, "num_tasks must be >= 1, got 0"),
         ({"exchange_share": float("inf")}, "exchange_share must be >= 0, got inf"),
         ({"pattern": "star"}, "pattern must be one of stencil, ring, butterfly, master-worker, random, mixed, got 'st"),

@@ -27,7 +27,7 @@ from functools import cached_property
 import numpy as np
 
 from numa_rl.matmul import most_square_grid
-from numa_rl.workloads.comm_matrix import read_communication_matrix
+from numa_rl.workloads.comm_matrix import MOST_TASKS, read_communication_matrix
 from numa_rl.workloads.parameters import require
 from numa_rl.workloads.processes import FloatArray, IntArray, lognormal
 from numa_rl.workloads.workload import NEVER, NO_OBJECT, Workload
@@ -111,7 +111,7 @@ class Threads:
     def __post_init__(self) -> None:
         """Check the ranges, and read the matrix if there is one."""
         require(self, "num_tasks iterations_per_phase max_partners", ">= 1", lambda value: value >= 1)
-        require(self, "num_threads", ">= 2", lambda value: value >= 2)
+        require(self, "num_threads", f"in 2..{MOST_TASKS}", lambda value: 2 <= value <= MOST_TASKS)
         require(self, "median_data_bytes", "> 0", lambda value: value > 0)
         not_negative = "random_degree data_bytes_sigma exchange_share flops_per_byte compute_sigma"
         require(self, not_negative, ">= 0", lambda value: value >= 0)
@@ -135,15 +135,15 @@ class Threads:
     def generate(self, rng: np.random.Generator, num_episodes: int) -> Workload:
         """Make `num_episodes` episodes; more episodes from the same generator extend fewer."""
         t, n, h = self.num_tasks, self._num_threads, self._num_phases
-        uniforms = rng.random((num_episodes, 1 + n + t + n * n + h * n))
-        pattern, size, noise, edges, places = np.split(uniforms, np.cumsum([1, n, t, n * n]), axis=1)
+        num_edges = n * n if self._matrix is None and self.pattern in (MIXED, RANDOM) else 0
+        size, noise = np.empty((num_episodes, n)), np.empty((num_episodes, t))
         partner, share = np.empty((2, num_episodes, h, n, self._num_partners))
-        for episode in range(num_episodes):
-            matrix = self._exchanged(float(pattern[episode, 0]), edges[episode].reshape(n, n))
-            for phase, place in enumerate(np.argsort(places[episode].reshape(h, n), axis=1)):
-                partner[episode, phase], share[episode, phase] = strongest(
-                    matrix[np.ix_(place, place)], self.max_partners
-                )
+        for e in range(num_episodes):
+            uniforms = rng.random(1 + n + t + num_edges + h * n)
+            pattern, size[e], noise[e], edges, places = np.split(uniforms, np.cumsum([1, n, t, num_edges]))
+            matrix = self._exchanged(float(pattern[0]), edges)
+            for phase, place in enumerate(np.argsort(places.reshape(h, n), axis=1)):
+                partner[e, phase], share[e, phase] = strongest(matrix[np.ix_(place, place)], self.max_partners)
         return self._workload(
             data_bytes=lognormal(size, self.median_data_bytes, self.data_bytes_sigma),
             variation=lognormal(noise, 1.0, self.compute_sigma),
@@ -160,7 +160,8 @@ class Threads:
         matrix = self._matrix
         if matrix is None:
             name = PATTERN_NAMES[int(pattern * len(PATTERN_NAMES))] if self.pattern == MIXED else self.pattern
-            matrix = random_pairs(edges, self.random_degree) if name == RANDOM else PATTERNS[name](self.num_threads)
+            n = self.num_threads
+            matrix = random_pairs(edges.reshape(n, n), self.random_degree) if name == RANDOM else PATTERNS[name](n)
         if not matrix.any():
             return matrix
         matrix = matrix / matrix.max()  # whatever the unit is, sums are finite
