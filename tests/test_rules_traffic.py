@@ -297,3 +297,9 @@ def test_bwap_goes_on_when_the_growth_was_transient():
 def test_bwap_does_not_mind_five_outliers():
     np.testing.assert_allclose(tune(0.0, 20, outliers=5)[LEAST], tune(0.0, 20)[LEAST])
     assert tune(0.0, 20, outliers=6)[LEAST] > 10 * tune(0.0, 20)[LEAST]
+
+
+@pytest.mark.parametrize("step", [0.0, -0.1, 1.5, np.array([0.1, 0.0])])
+def test_bwap_refuses_steps_that_lead_nowhere(step: Any):
+    with pytest.raises(ValueError, match=r"bwap: step must be above 0 and at most 1, got"):
+        make_rule("bwap", step=step)

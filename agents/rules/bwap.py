@@ -69,6 +69,9 @@ class Bwap(Rule):
     Attributes:
         step: of the proximity.
         tolerance: as for first touch.
+
+    Raises:
+        ValueError: a parameter is not finite, or the step is not above 0 and at most 1.
     """
 
     name: ClassVar[str] = "bwap"
@@ -76,6 +79,12 @@ class Bwap(Rule):
     num_remembered: ClassVar[int] = FIRST + 2 * MEASUREMENTS
     step: Parameter = 0.1
     tolerance: Parameter = IMBALANCE
+
+    def __post_init__(self) -> None:
+        """Check the parameters."""
+        super().__post_init__()
+        if not ((np.asarray(self.step) > 0) & (np.asarray(self.step) <= 1)).all():
+            raise ValueError(f"{self.name}: step must be above 0 and at most 1, got {self.step}.")
 
     def place(self, groups: Groups, memory: Array) -> Placement:
         """The task as first touch, pages by the weights of its object's workers."""
