@@ -12,6 +12,11 @@ from hypothesis import strategies as st
 from playing import decide, started
 from strategies import toy_machine
 
+from agents.evaluation import evaluate
+from agents.rules.catalog import make_rule
+from envs.reward import RewardWeights
+from envs.world import World
+from numa_rl.machines.catalog import load_machine
 from numa_rl.workloads.kv_cache import attended_pairs
 from numa_rl.workloads.mooncake import BLOCK_TOKENS, read_mooncake_trace
 from numa_rl.workloads.prefix_cache import (
@@ -340,3 +345,11 @@ def test_the_simulator_plays_an_episode():
     assert np.isfinite([outcome["exec_s"] + outcome["comm_s"] for outcome in outcomes]).all()
     assert not any(outcome["out_of_memory"] for outcome in outcomes)
     assert outcomes[-1]["finished"]
+
+
+def test_where_prefixes_are_counts():
+    world = World(pool(PrefixCache(), 2), (load_machine("chapter-8-socket"),), RewardWeights(reference_s=0.6), 2.4)
+    by_estimate, by_chance = (evaluate(make_rule(name), world) for name in ("greedy", "random"))
+    assert by_estimate.cost.mean() < by_chance.cost.mean() / 3
+    assert by_estimate.remote_ratio.mean() < by_chance.remote_ratio.mean() / 2
+    assert not by_chance.out_of_memory.any()

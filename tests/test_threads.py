@@ -10,6 +10,11 @@ from hypothesis import strategies as st
 from playing import decide, started
 from strategies import toy_machine
 
+from agents.evaluation import evaluate
+from agents.rules.catalog import make_rule
+from envs.reward import RewardWeights
+from envs.world import World
+from numa_rl.machines.catalog import load_machine
 from numa_rl.workloads.comm_matrix import read_communication_matrix
 from numa_rl.workloads.threads import (
     PATTERN_NAMES,
@@ -195,3 +200,11 @@ def test_the_simulator_plays_an_episode():
     outcomes = [decide(simulator, (task % 2, task % 2)) for task in range(90)]
     assert np.isfinite([outcome["exec_s"] + outcome["comm_s"] for outcome in outcomes]).all()
     assert outcomes[-1]["finished"]
+
+
+def test_where_threads_run_counts():
+    world = World(pool(Threads(), 2), (load_machine("chapter-8-socket"),), RewardWeights(reference_s=0.0165), 0.066)
+    by_estimate, by_chance = (evaluate(make_rule(name), world) for name in ("greedy", "random"))
+    assert by_estimate.cost.mean() < by_chance.cost.mean() / 3
+    assert by_estimate.remote_ratio.mean() < by_chance.remote_ratio.mean() / 2
+    assert not by_chance.out_of_memory.any()
