@@ -11,7 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from agents.rules.catalog import make_rule, rule_names
+from agents.planners.catalog import planner_names
+from agents.rules.catalog import rule_names
 from agents.scheduler import Planner
 from experiments.compare import decision_us
 from experiments.files import require_writable, write_json
@@ -19,7 +20,7 @@ from experiments.scenario import Split
 from experiments.suite.cache import Cache
 from experiments.suite.definition import QUICK, STANDARD, Cell, Definition, read_definition
 from experiments.suite.outputs import write_results
-from experiments.suite.players import LearnedPlayer, Player
+from experiments.suite.players import LearnedPlayer, PlannerPlayer, Player
 from experiments.suite.report import sheets, summary
 from experiments.suite.results import SuiteResult
 from experiments.suite.run import Runner
@@ -41,7 +42,7 @@ class Suite:
         policy: a learned policy, as `train` saves it.
         families: only these workload families.
         machines: only these machines.
-        rules: only these rules.
+        rules: only these rules and planners.
         episodes: test episodes of each cell, in place of the suite's number.
         quick: the small suite, for a demonstration.
         definition: a suite's TOML file, in place of the standard one.
@@ -116,8 +117,12 @@ class Suite:
             if count is not None:
                 require_at_least(1, count, option)
         require_at_least(0, self.seed, "--seed")
+        known = [*rule_names(), *planner_names()]
         for name in self.rules:
-            make_rule(name)
+            if name not in known:
+                raise ValueError(f"rule must be one of {', '.join(known)}, got {name!r}.")
+        if self.rules and not set(self.rules) & set(rule_names()):
+            raise ValueError(f"--rules must name a rule besides planners, got {', '.join(self.rules)}.")
         definition = read_definition(self.definition or (QUICK if self.quick else STANDARD))
         definition = definition.chosen(self.families, self.machines)
         if self.episodes is not None:
@@ -128,7 +133,9 @@ class Suite:
             )
         for path in (self.out / "suite.parquet", self.out / "cache" / "probe"):
             require_writable(path, "--out")
-        return definition, [] if self.policy is None else [LearnedPlayer.read(self.policy)]
+        planners = [name for name in planner_names() if not self.rules or name in self.rules]
+        learned = [] if self.policy is None else [LearnedPlayer.read(self.policy)]
+        return definition, [*map(PlannerPlayer, planners), *learned]
 
 
 def _opening(definition: Definition, cells: list[Cell], workers: int) -> str:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from agents.oracle.beam import Oracle
+from agents.planners.catalog import make_planner
 from agents.rules.catalog import make_rule
 from agents.rules.greedy import PricedGreedy
 from agents.scheduler import Planner, Scheduler
-from experiments.suite.sources import LEARNED, ORACLE, RULE, code_digest
+from experiments.suite.sources import LEARNED, ORACLE, PLANNER, RULE, code_digest
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,22 @@ class RulePlayer(Player):
     def inputs(self) -> dict[str, Any]:
         """See `Player.inputs`."""
         return {"kind": self.kind, "name": self.name, "parameters": dict(self.parameters)}
+
+
+@dataclass(frozen=True)
+class PlannerPlayer(Player):
+    """A planner, with nothing to tune."""
+
+    kind: ClassVar[str] = PLANNER
+
+    def make(self) -> Planner:
+        """See `Player.make`."""
+        return make_planner(self.name)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """See `Player.inputs`."""
+        return {"kind": self.kind, "name": self.name}
 
 
 @dataclass(frozen=True)

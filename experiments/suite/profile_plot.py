@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -18,24 +20,33 @@ from experiments.suite.definition import Cell
 from experiments.suite.results import TO_CELL, TO_SUITE, Line, SuiteResult
 from experiments.suite.sources import LEARNED, ORACLE
 
-NUM_COLORED = 6  # rules drawn in colours of their own: those with the most runs near the best
+# Of those with the most runs near the best.
 COLORS = ("#1b4965", "#2a9d8f", "#e9a23b", "#8e5ea2", "#5fa8d3", "#7a9e3f")
 LIMITS = np.geomspace(0.7, 4.0, 400)
 TICKS = (0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 
 
+@dataclass(frozen=True, eq=False)
+class _Curve:
+    """A scheduler's profile over some cells, shape (L,)."""
+
+    line: Line
+    shares: npt.NDArray[np.float64]
+
+
 def profile_png(result: SuiteResult) -> bytes:
     """A picture with a panel for the cells in which rules were tuned, and one for those held out."""
     panels = [
-        (f"tuned to each of {len(result.training)} cells", result.training, TO_CELL),
-        (f"one setting, {len(result.held_out)} cells held out", result.held_out, TO_SUITE),
+        (f"tuned to each of {len(result.training)} cells", _curves(result, result.training, TO_CELL)),
+        (f"one setting, {len(result.held_out)} cells held out", _curves(result, result.held_out, TO_SUITE)),
     ]
-    panels = [panel for panel in panels if panel[1]]
+    panels = [(title, curves) for title, curves in panels if curves]
+    colors = _colors(panels[0][1])
     figure = Figure(figsize=(6.2 * len(panels) + 0.6, 5.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for number, (title, cells, tuning) in enumerate(panels):
-        _panel(axes[number], result, cells, tuning)
+    for number, (title, curves) in enumerate(panels):
+        _panel(axes[number], curves, colors)
         axes[number].set_title(title, loc="left", fontsize=11)
     axes[0].set_ylabel("share of runs at most this costly")
     content = io.BytesIO()
@@ -43,32 +54,36 @@ def profile_png(result: SuiteResult) -> bytes:
     return content.getvalue()
 
 
-def _panel(axes: Axes, result: SuiteResult, cells: Sequence[Cell], tuning: str) -> None:
+def _curves(result: SuiteResult, cells: Sequence[Cell], tuning: str) -> list[_Curve]:
+    """Everybody's profile, those with the most runs near the best first."""
     lines = result.lines(cells, tuning)
-    shares = [
-        performance_profile(np.concatenate([result.normalised(e) for e in line.entries]), LIMITS) for line in lines
+    curves = [
+        _Curve(line, performance_profile(np.concatenate([result.normalised(e) for e in line.entries]), LIMITS))
+        for line in lines
     ]
-    ranked = sorted(range(len(lines)), key=lambda i: -float(shares[i].mean()))
-    colors = iter(COLORS[:NUM_COLORED])
-    for i in ranked:
-        line = lines[i]
-        color, style, label = OTHER, "-", None
-        if line.player.kind == LEARNED:
-            color, label = LEARNED_COLOR, line.name
-        elif line.player.kind == ORACLE:
-            color, style, label = "black", ":", line.name
-        elif (next_color := next(colors, None)) is not None:
-            color, style, label = next_color, "--" if _sees_future(line) else "-", line.name
-        plain = label is None
+    return sorted(curves, key=lambda curve: -float(curve.shares.mean()))
+
+
+def _colors(curves: Sequence[_Curve]) -> dict[str, str]:
+    """The colour of each scheduler that has one of its own, the same in all panels."""
+    special = {LEARNED: LEARNED_COLOR, ORACLE: "black"}
+    plain = [curve.line.player.name for curve in curves if curve.line.player.kind not in special]
+    colors = dict(zip(plain, COLORS, strict=False))
+    return colors | {c.line.player.name: special[c.line.player.kind] for c in curves if c.line.player.kind in special}
+
+
+def _panel(axes: Axes, curves: Sequence[_Curve], colors: Mapping[str, str]) -> None:
+    for curve in curves:
+        color = colors.get(curve.line.player.name)
         axes.plot(
             LIMITS,
-            shares[i],
-            color=color,
-            linestyle=style,
-            label=label,
-            linewidth=0.7 if plain else 1.8,
-            alpha=0.5 if plain else 1.0,
-            zorder=1 if plain else 2,
+            curve.shares,
+            color=color or OTHER,
+            linestyle=":" if curve.line.player.kind == ORACLE else "--" if "*" in curve.line.name else "-",
+            label=curve.line.name if color else None,
+            linewidth=1.8 if color else 0.7,
+            alpha=1.0 if color else 0.5,
+            zorder=2 if color else 1,
         )
     axes.set_xscale("log")
     axes.set_xticks(TICKS)
@@ -81,7 +96,3 @@ def _panel(axes: Axes, result: SuiteResult, cells: Sequence[Cell], tuning: str) 
     axes.legend(loc="lower right", frameon=False, fontsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-
-
-def _sees_future(line: Line) -> bool:
-    return any(entry.sees_future for entry in line.entries)

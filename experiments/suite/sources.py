@@ -26,7 +26,7 @@ EVERYBODY = (
 )
 OF_KIND = {
     RULE: (AGENTS / "rules/*.py",),
-    PLANNER: (AGENTS / "rules/*.py", AGENTS / "planners/*.py", NUMA_RL / "partition/*.py"),
+    PLANNER: (AGENTS / "accesses.py", AGENTS / "planners/*.py", NUMA_RL / "partition/*.py"),
     ORACLE: (AGENTS / "rules/*.py", AGENTS / "rollouts.py", AGENTS / "oracle/*.py"),
     LEARNED: (AGENTS / "rules/*.py", AGENTS / "ppo/*.py"),
 }
