@@ -43,7 +43,9 @@ def test_a_file_becomes_a_scenario(tmp_path):
 
 
 def test_the_project_has_its_scenarios():
-    assert {"allreduce-cube", "llm-r815", "stream-cube", "stream-xeon"} <= set(scenario_names())
+    assert {"allreduce-cube", "batch-cube", "llm-r815", "query-cube", "stream-cube", "workflow-cube"} <= set(
+        scenario_names()
+    )
 
 
 @pytest.mark.parametrize("name", scenario_names())
@@ -56,7 +58,7 @@ def test_shipped_scenarios_load_and_fit_their_machine(name):
     assert max(largest) < scenario.topology.memory_bytes.min()
 
 
-@pytest.mark.parametrize("name", ["allreduce-cube", "llm-r815", "stream-cube", "stream-xeon"])
+@pytest.mark.parametrize("name", scenario_names())
 def test_reference_is_the_mean_idle_service_time(name):
     scenario = load_scenario(name)
     machine, workload = scenario.topology, scenario.episodes(Split.TRAIN, 128)
