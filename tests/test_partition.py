@@ -22,6 +22,8 @@ from numa_rl.partition.generators import (
     rmat,
 )
 from numa_rl.partition.graph import Graph, graph_from_edges, graph_from_matrix
+from numa_rl.partition.heap import make_heap
+from numa_rl.partition.kernel import Assignment, Log, count_links, exchange, refine, shift
 from numa_rl.partition.objective import (
     balance,
     checked_parts,
@@ -197,6 +199,32 @@ def test_refinement_keeps_limits_and_never_worsens_a_partition_that_kept_them(gr
         assert np.all(part_weights(graph, better, num_parts) <= limits * (1 + 1e-12))
         if kept:
             assert cut_weight(graph, better) <= cut_weight(graph, first) * (1 + 1e-12)
+
+
+@given(graphs(), st.integers(2, 4), st.integers(0, 2**32))
+@settings(deadline=None)
+def test_every_pass_gains_what_it_says(graph, num_parts, seed):
+    rng = np.random.default_rng(seed)
+    v = graph.num_vertices
+    limits = np.full(num_parts, graph.total_weight)
+    parts = rng.integers(num_parts, size=v)
+    assignment = Assignment(parts.copy(), np.zeros(num_parts), limits, np.zeros((v, num_parts)))
+    count_links(graph.adjacency, assignment)
+    tolerance = 1e-9 * (1.0 + float(graph.edge_weights.sum()))
+    cut = cut_weight(graph, parts)
+    passes = (
+        lambda: exchange(graph.adjacency, assignment, rng.permutation(v), np.zeros(v)),
+        lambda: refine(
+            graph.adjacency, assignment, make_heap(v), Log(*np.zeros((3, v), np.int64)), rng.permutation(v), 5
+        ),
+        lambda: shift(graph.adjacency, assignment, rng.permutation(v), 1.0 - np.eye(num_parts)),  # the cut again
+    )
+    for run in passes:
+        gained = run()
+        assert gained >= 0.0
+        assert cut_weight(graph, assignment.parts) == pytest.approx(cut - gained, abs=tolerance)
+        cut -= gained
+    np.testing.assert_allclose(assignment.part_weights, part_weights(graph, assignment.parts, num_parts), atol=1e-9)
 
 
 @given(graphs(), st.integers(1, 10), st.integers(0, 2**32))
