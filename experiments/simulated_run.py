@@ -43,7 +43,7 @@ def rule_of(scenario: Scenario, name: str, *, tuned: bool, on_step: Callable[[st
             for entry in load_or_tune(scenario, on_rule=lambda each: on_step(f"tuning {each}"))
             if entry.name == rule.name
         )
-    return make_rule(name, **default_parameters(name, scenario.reward))
+    return make_rule(name, **default_parameters(name, scenario.reward, (scenario.topology,)))
 
 
 def simulated_evidence(scenario: Scenario, scheduler: Scheduler, num_episodes: int, seed: int = 0) -> Evidence:
