@@ -28,6 +28,14 @@ def _mixed(bits: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's increment
 
 
+def row_hash(rows: Array, seed: int) -> npt.NDArray[np.uint64]:
+    """A hash of each row's own bits and of the seed, 64 bits each, shape (B,); of rows of float32, (B, values)."""
+    bits = np.ascontiguousarray(rows, np.float32).view(np.uint32).astype(np.uint64)
+    start = _mixed(np.array([seed], np.int64).view(np.uint64) * GOLDEN)
+    keys = _mixed(np.arange(1, bits.shape[-1] + 1, dtype=np.uint64) * GOLDEN + start)
+    return _mixed((bits * (keys | np.uint64(1))).sum(axis=-1) + start)
+
+
 @dataclass(frozen=True)
 class Random(Rule):
     """Task and data anywhere, uniformly over open nodes.
@@ -50,10 +58,7 @@ class Random(Rule):
         deterministic: bool = True,
     ) -> tuple[Actions, Memory]:
         """See `Rule.predict`; here the memory is the row's hash."""
-        bits = np.atleast_2d(np.ascontiguousarray(observation, np.float32)).view(np.uint32).astype(np.uint64)
-        seed = _mixed(np.array([self.seed], np.int64).view(np.uint64) * GOLDEN)
-        keys = _mixed(np.arange(1, bits.shape[-1] + 1, dtype=np.uint64) * GOLDEN + seed)
-        draw = _mixed((bits * (keys | np.uint64(1))).sum(axis=-1) + seed)
+        draw = row_hash(np.atleast_2d(observation), self.seed)
         actions, _ = super().predict(observation, (draw[:, None],))
         return actions, None
 
