@@ -58,6 +58,7 @@ def test_new_data_starts_where_its_inputs_are_and_goes_with_its_task():
 def test_a_node_that_runs_nothing_has_its_tasks_next_door_and_steals_none():
     assert decide(NAME, row(home=0, task_mask=[0, 1, 1])) == [1, 0]
     assert decide(NAME, row(home=2, queue=[0.0, 0.0, 9.0], task_mask=[1, 0, 1])) == [0, 2]
+    assert decide(NAME, row(home=1, queue=[0.0, 9.0, 1.0], task_mask=[0, 1, 1])) == [2, 1]
 
 
 def remembered(estimates: np.ndarray, memory: Any = None, queue: Any = (5.0, 0.0, 0.0)) -> np.ndarray:

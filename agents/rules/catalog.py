@@ -14,6 +14,7 @@ from agents.rules.greedy import Greedy, PricedGreedy
 from agents.rules.linux import AutoNuma, FirstTouch, Interleave, WeightedInterleave
 from agents.rules.migration import MigrationScore
 from agents.rules.simple import DataAffinity, Random, RoundRobin, ShortestQueue
+from agents.rules.stealing import WorkStealing
 
 RULES: Mapping[str, type[Rule]] = {
     rule.name: rule
@@ -25,6 +26,7 @@ RULES: Mapping[str, type[Rule]] = {
         WeightedInterleave,
         DataAffinity,
         ShortestQueue,
+        WorkStealing,
         AutoNuma,
         Carrefour,
         Bwap,
