@@ -99,7 +99,10 @@ def test_methods_that_cannot_do_it_say_why(ring, capsys):
         ({"files": ()}, "partition needs at least one graph file, or --suite, got neither."),
         ({"parts": 0}, "--parts must be in 1..8, the nodes of chapter-8-socket with cores, got 0."),
         ({"parts": 9}, "--parts must be in 1..8, the nodes of chapter-8-socket with cores, got 9."),
-        ({"method": "zoltan"}, "--method must be one of multilevel, spectral, metis, kahip, mt-kahypar, multilevel-map"),
+        (
+            {"method": "zoltan"},
+            "--method must be one of multilevel, spectral, metis, kahip, mt-kahypar, multilevel-map",
+        ),
         ({"imbalance": -1.0}, "imbalance must be finite and >= 0, got -1.0."),
         ({"trade_off": float("nan"), "method": "multilevel"}, "trade_off must be finite and >= 0, got nan."),
         ({"seed": -1}, "--seed must be >= 0, got -1."),

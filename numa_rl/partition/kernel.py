@@ -202,7 +202,7 @@ def best_target(assignment: Assignment, vertex: int, weight: float) -> int:
     return best
 
 
-@compiled
+@partial(compiled, sources=SOURCES)
 def enqueue(graph: Adjacency, assignment: Assignment, heap: Heap, vertex: int) -> None:
     """Give a vertex its place in the queue by what it gains in its best part, or none where it has no such part."""
     target = best_target(assignment, vertex, graph.vertex_weights[vertex])
