@@ -133,11 +133,12 @@ def test_every_section_of_the_chapter_has_its_page():
         "16.1.1",
         "16.1.2",
         "16.1.3",
+        "(16.2)",
         "16.2.3",
         "16.4.1",
         "16.4.2",
         "16.4.3",
-        "Exercises 1 to 4",
+        "Exercises 1 to 5",
         "Gotchas",
     ):
         assert section in titles
