@@ -97,7 +97,7 @@ def test_memory_in_use_is_what_the_live_objects_occupy(play):
         used, spare = step["memory_used_bytes"][0], step["spare_bytes"][0]
         occupied = (size * np.where(form > 1, form, 1) * (home >= 0)).sum()  # a copy takes as much as the first
         assert used.sum() == occupied
-        assert (0.0 <= spare).all()
+        assert (spare >= 0.0).all()
         assert (spare <= used).all()
         assert (used <= play.topology.memory_bytes).all()
 
