@@ -14,9 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.evaluation import EpisodeResults, evaluate
+from agents.oracle.beam import Oracle
+from agents.oracle.comparison import percent_of_oracle
 from agents.rules.base import Rule
+from agents.rules.greedy import PricedGreedy
 from agents.scheduler import Scheduler
 from agents.statistics import Interval, mean_interval, ratio_interval, win_rate
+from agents.tuning import default_parameters
 from envs.observation import Observer
 from envs.world import World
 from experiments.files import require_outputs, write_json
@@ -28,7 +32,7 @@ from numa_rl.simulator.simulator import Simulator
 NUM_TIMED_CALLS = 200
 NUM_WARM_UP_CALLS = 10
 NAMED_RULES = ("greedy", "migration-score", "priced-greedy")  # against which the summary names every interval
-COST_COLUMNS = ("cost", "of best rule", "wins", "p99 s")  # first table where one does not fit
+COST_COLUMNS = ("cost", "of best rule", "of oracle", "wins")  # first table where one does not fit
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Compare:
         episodes: how many test episodes; all schedulers play the same ones.
         json: a file for all results, each episode's cost included.
         plot: a PNG file for the costs with their intervals.
+        oracle: compare with an oracle, who knows all arrivals: the width of its beam; 2 is enough for most purposes.
         seed: of the test episodes and of the bootstrap. Rules are tuned by seed 0 whatever this is.
     """
 
@@ -49,6 +54,7 @@ class Compare:
     episodes: int = 64
     json: Path | None = None
     plot: Path | None = None
+    oracle: int | None = None
     seed: int = 0
 
     def run(self) -> None:
@@ -60,6 +66,8 @@ class Compare:
         scenario = load_scenario(self.scenario)
         require_at_least(1, self.episodes, "--episodes")
         require_at_least(0, self.seed, "--seed")
+        if self.oracle is not None:
+            require_at_least(1, self.oracle, "--oracle")
         require_outputs(
             {"--json": self.json, "--plot": self.plot}, {"--policy": self.policy, "--scenario": Path(self.scenario)}
         )
@@ -74,6 +82,7 @@ class Compare:
                 [*(entry.rule for entry in tuned), *learned],
                 self.episodes,
                 self.seed,
+                oracle_width=self.oracle,
                 on_scheduler=lambda name: status.update(f"playing {name}"),
             )
         if self.json is not None:
@@ -114,6 +123,7 @@ class Standing:
         ratio: mean cost over that of the best rule, paired by episode.
         win_rate: share of episodes with a lower cost than the best rule's; a tie counts half.
         decision_us: median time of a decision for one row, microseconds: the only figure that differs between runs.
+        percent_of_oracle: the oracle's mean cost over its own, in percent; None without an oracle.
     """
 
     scheduler: Scheduler
@@ -122,6 +132,7 @@ class Standing:
     ratio: Interval
     win_rate: float
     decision_us: float
+    percent_of_oracle: float | None
 
     @property
     def name(self) -> str:
@@ -183,6 +194,7 @@ class Standing:
             "ratio_to_best_rule": _interval_dict(self.ratio),
             "verdict": self.verdict,
             "win_rate": self.win_rate,
+            "percent_of_oracle": self.percent_of_oracle,
             "p99_response_s": self.p99_response_s,
             "remote_ratio": self.remote_ratio,
             "migrations_per_100_decisions": self.migrations_per_100,
@@ -207,12 +219,14 @@ class Comparison:
         num_episodes: how many test episodes.
         seed: of the episodes and of the bootstrap.
         standings: one for each scheduler, by mean cost.
+        oracle: mean cost of who knew all arrivals; None if nobody did.
     """
 
     scenario: Scenario
     num_episodes: int
     seed: int
     standings: tuple[Standing, ...]
+    oracle: Interval | None = None
 
     @property
     def best_rule(self) -> Standing:
@@ -247,6 +261,7 @@ class Comparison:
             "seed": self.seed,
             "best_rule": self.best_rule.name,
             "learned_to_rules": learned,
+            "oracle_cost": None if self.oracle is None else _interval_dict(self.oracle),
             "schedulers": [standing.to_dict() for standing in self.standings],
         }
 
@@ -257,6 +272,7 @@ def compare(
     num_episodes: int = 64,
     seed: int = 0,
     *,
+    oracle_width: int | None = None,
     on_scheduler: Callable[[str], None] = lambda name: None,
 ) -> Comparison:
     """Play the same test episodes with every scheduler.
@@ -268,6 +284,7 @@ def compare(
         schedulers: who decides; at least one rule, each with a name of its own.
         num_episodes: how many test episodes.
         seed: of the episodes and of the bootstrap.
+        oracle_width: of the beam of an oracle that plays as well; without one, none does.
         on_scheduler: called with each scheduler's name before it plays.
 
     Raises:
@@ -285,12 +302,36 @@ def compare(
         results[scheduler.name] = evaluate(scheduler, world)
     rules = [scheduler.name for scheduler in schedulers if isinstance(scheduler, Rule)]
     best = min(rules, key=lambda name: results[name].cost.mean())
-    standings = [_standing(scheduler, results[scheduler.name], results[best], world, seed) for scheduler in schedulers]
+    known = None
+    if oracle_width is not None:
+        on_scheduler(Oracle.name)
+        known = evaluate(_oracle(scenario, schedulers, results, oracle_width), world)
+    standings = [
+        _standing(scheduler, results[scheduler.name], results[best], known, world, seed) for scheduler in schedulers
+    ]
     standings.sort(key=lambda standing: (standing.cost.estimate, standing.name))
-    return Comparison(scenario, num_episodes, seed, tuple(standings))
+    oracle_cost = None if known is None else mean_interval(known.cost, np.random.default_rng(seed))
+    return Comparison(scenario, num_episodes, seed, tuple(standings), oracle_cost)
 
 
-def _standing(scheduler: Scheduler, results: EpisodeResults, best: EpisodeResults, world: World, seed: int) -> Standing:
+def _oracle(
+    scenario: Scenario, schedulers: Sequence[Scheduler], results: Mapping[str, EpisodeResults], width: int
+) -> Oracle:
+    """The oracle, which looks ahead by the priced greedy rule as tuned, and takes plans of who was best somewhere."""
+    default = PricedGreedy(**default_parameters(PricedGreedy.name, scenario.reward))
+    rule = next((scheduler for scheduler in schedulers if isinstance(scheduler, PricedGreedy)), default)
+    best = np.unique(np.argmin([results[scheduler.name].cost for scheduler in schedulers], axis=0))
+    return Oracle(rule, tuple(schedulers[index] for index in best), width)
+
+
+def _standing(
+    scheduler: Scheduler,
+    results: EpisodeResults,
+    best: EpisodeResults,
+    oracle: EpisodeResults | None,
+    world: World,
+    seed: int,
+) -> Standing:
     return Standing(
         scheduler,
         results,
@@ -298,6 +339,7 @@ def _standing(scheduler: Scheduler, results: EpisodeResults, best: EpisodeResult
         ratio=ratio_interval(results.cost, best.cost, np.random.default_rng(seed)),
         win_rate=win_rate(results.cost, best.cost),
         decision_us=decision_us(scheduler, world),
+        percent_of_oracle=None if oracle is None else percent_of_oracle(results.cost, oracle.cost),
     )
 
 
@@ -343,6 +385,8 @@ def summary(comparison: Comparison) -> list[str]:
         lines.append(f"Worse than the best rule, {best.name}: {', '.join(worse)}.")
     if close:
         lines.append(f"Not told apart from {best.name}: {', '.join(close)}.")
+    if comparison.oracle is not None:
+        lines.append(f"The oracle, which knows all arrivals, costs {comparison.oracle.estimate:.3g} a decision.")
     return lines
 
 
@@ -365,12 +409,14 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     if console.measure(table, options=unbounded).maximum <= console.width:
         console.print(table)
     else:
-        for half in (COST_COLUMNS, [name for name in columns if name not in COST_COLUMNS]):
+        costs = [name for name in columns if name in COST_COLUMNS]
+        for half in (costs, [name for name in columns if name not in COST_COLUMNS]):
             console.print(_table(comparison, {name: columns[name] for name in half}))
     console.print(
         f"{comparison.scenario.name}: {comparison.num_episodes} test episodes of "
         f"{comparison.best_rule.results.response_s.shape[1]} decisions on {comparison.scenario.topology.name}; "
-        "mean [95% bootstrap interval], paired by episode. wins: episodes cheaper than with the best rule; "
+        "mean [95% bootstrap interval], paired by episode. of oracle: the oracle's mean cost over one's own; "
+        "wins: episodes cheaper than with the best rule; "
         "p99: response time; remote: share of bytes between nodes; moves: migrations; "
         "B_load: 1 - sigma / mu of the nodes' outstanding work; OOM: tasks dropped; us: time of one decision.",
         style="dim",
@@ -383,9 +429,11 @@ def _columns(comparison: Comparison) -> Mapping[str, list[str]]:
     """Cells of each column, one for each scheduler."""
     columns: dict[str, list[str]] = {}
     for standing in comparison.standings:
+        percent = standing.percent_of_oracle
         cells = {
             "cost": _cell(standing.cost),
             "of best rule": _cell(standing.ratio),
+            **({"of oracle": f"{percent:.1f}%"} if percent is not None else {}),
             "wins": f"{standing.win_rate:.0%}" if standing is not comparison.best_rule else "-",
             "p99 s": f"{standing.p99_response_s:.3g}",
             "remote": f"{standing.remote_ratio:.0%}",

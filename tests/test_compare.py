@@ -222,6 +222,42 @@ def test_the_table_fits_the_terminal(scenario: Scenario, width: int, num_tables:
         assert f"\n {name} " in text
 
 
+def test_percent_of_the_oracle_is_its_mean_cost_over_ones_own_and_nobody_has_more_than_100(scenario: Scenario):
+    comparison = compare(scenario, rules("random", "greedy", "priced-greedy"), 4, oracle_width=2)
+    assert comparison.oracle is not None
+    for standing in comparison.standings:
+        assert standing.percent_of_oracle == pytest.approx(100 * comparison.oracle.estimate / standing.cost.estimate)
+        assert standing.percent_of_oracle <= 100.0 + 1e-9
+    found = [(standing.percent_of_oracle, standing.name) for standing in comparison.standings]
+    assert found == sorted(found, reverse=True)
+    assert summary(comparison)[-1].startswith("The oracle, which knows all arrivals, costs ")
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_share_of_the_oracle_stands_in_the_table(scenario: Scenario, width: int):
+    text = printed(compare(scenario, rules(*rule_names()), 2, oracle_width=1), width)
+    assert text.count("of oracle ") == 1
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    assert "of oracle " not in printed(compare(scenario, rules("greedy"), 2), width)
+
+
+def test_the_oracle_stands_in_the_json_if_it_was_asked_for(file: str):
+    Compare(file, episodes=2, json=Path("c.json"), oracle=1).run()
+    results = json.loads(Path("c.json").read_text())
+    best = results["schedulers"][0]
+    assert best["percent_of_oracle"] == pytest.approx(
+        100 * results["oracle_cost"]["estimate"] / best["cost"]["estimate"]
+    )
+    Compare(file, episodes=2, json=Path("c.json")).run()
+    assert json.loads(Path("c.json").read_text())["oracle_cost"] is None
+
+
+def test_an_oracle_needs_a_beam(file: str):
+    with pytest.raises(ValueError, match=r"--oracle must be >= 1, got 0"):
+        Compare(file, oracle=0).run()
+
+
 def test_a_comparison_needs_rules_and_names(scenario: Scenario):
     with pytest.raises(ValueError, match=r"a comparison needs at least one rule, got learned"):
         compare(scenario, [Learned("greedy")], 1)
