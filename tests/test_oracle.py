@@ -15,6 +15,7 @@ from agents.evaluation import evaluate
 from agents.oracle.beam import Oracle
 from agents.oracle.comparison import percent_of_oracle
 from agents.oracle.plays import played
+from agents.oracle.polish import polished
 from agents.rules.catalog import make_rule
 from agents.rules.greedy import PricedGreedy
 from agents.scheduler import Planner
@@ -109,13 +110,64 @@ def test_it_is_better_than_the_rule_and_never_worse_than_those_it_sees(world):
     assert cost.mean() < 0.97 * evaluate(RULE, world).cost.mean()
 
 
+def test_machines_of_different_sizes_are_searched_together():
+    mixed = stream(two_socket(), four_socket())
+    oracle = Oracle(RULE, width=2, candidates=6, depth=4)
+    cost = evaluate(oracle, mixed).cost
+    assert (cost <= evaluate(RULE, mixed).cost).all()
+    alone = [evaluate(oracle, stream(topology)).cost for topology in (two_socket(), four_socket())]
+    np.testing.assert_array_equal(cost, np.concatenate(alone))
+
+
 def test_it_takes_the_plan_of_who_does_better(world):
     best = Oracle(RULE, width=8, candidates=8, depth=12)
-    weak = Oracle(RULE, width=1, candidates=1, depth=0)
+    weak = Oracle(RULE, width=1, candidates=1, depth=0, passes=0)
     own, lent = evaluate(weak, world).cost, evaluate(replace(weak, others=(best,)), world).cost
     np.testing.assert_array_equal(lent, evaluate(best, world).cost)
     assert (lent < own).any()
     assert isinstance(best, Planner)
+
+
+def changed_once(world: World, plan: np.ndarray, task: int, pair: int) -> np.ndarray:
+    """What episodes cost when one task is placed otherwise."""
+    other = plan.copy()
+    other[:, task] = divmod(pair, 4)
+    return played(other, world, *rows_of(world))[1]
+
+
+def test_local_search_ends_where_no_single_change_helps(world):
+    machine, episode = rows_of(world)
+    start = played(RULE, world, machine, episode)
+    plan = polished(start[0], world, machine, episode, rule=RULE, candidates=16, passes=50)
+    cost = played(plan, world, machine, episode)[1]
+    assert (cost < 0.999 * start[1]).all()
+    for task in range(world.workload.num_tasks):
+        for pair in range(16):
+            assert (changed_once(world, plan, task, pair) >= cost * (1 - 1e-12)).all()
+
+
+def test_every_pass_is_as_good_as_the_last_and_the_first_changes_the_first_task_for_the_best(world):
+    machine, episode = rows_of(world)
+    plan, cost = played(make_rule("shortest-queue"), world, machine, episode)
+    tried = np.stack([changed_once(world, plan, 0, pair) for pair in range(16)])
+    once = polished(plan, world, machine, episode, rule=RULE, candidates=16, passes=1)
+    np.testing.assert_array_equal(4 * once[:, 0, 0] + once[:, 0, 1], tried.argmin(axis=0))
+    costs = [
+        played(polished(plan, world, machine, episode, rule=RULE, candidates=4, passes=p), world, machine, episode)[1]
+        for p in range(4)
+    ]
+    np.testing.assert_array_equal(costs[0], cost)
+    assert (np.diff(costs, axis=0) <= 1e-12 * cost).all()
+    assert (costs[1] < cost).all()
+
+
+@given(plays(num_episodes=2), st.integers(1, 3))
+@settings(max_examples=20, deadline=None)
+def test_local_search_never_makes_an_episode_dearer(play: Play, passes: int):
+    world = World(play.workload, (play.topology,), WEIGHTS, play.window_s)
+    where = np.zeros(2, int), np.arange(2)
+    plan = polished(play.actions, world, *where, rule=RULE, candidates=3, passes=passes)
+    assert (played(plan, world, *where)[1] <= played(play.actions, world, *where)[1] * (1 + 1e-12)).all()
 
 
 def test_plans_that_spread_pages_stand_beside_plans_that_do_not(world):
@@ -165,6 +217,7 @@ def test_where_memory_fills_up_and_nodes_have_no_cores():
         ({"width": 0}, "width must be a whole number >= 1, got 0"),
         ({"candidates": 2.5}, "candidates must be a whole number >= 1, got 2.5"),
         ({"depth": -1}, "depth must be a whole number >= 0, got -1"),
+        ({"passes": -1}, "passes must be a whole number >= 0, got -1"),
         ({"num_threads": 0}, "num_threads must be a whole number >= 1, got 0"),
         ({"rule": PricedGreedy(crowding_price=np.ones(3))}, "crowding_price must be one number, got an array of shape"),
     ],

@@ -18,6 +18,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar
@@ -27,6 +28,7 @@ import numpy.typing as npt
 
 from agents.oracle.beam_kernel import Branches, Chosen, extend_beams
 from agents.oracle.plays import played
+from agents.oracle.polish import polished
 from agents.oracle.rows import row_bytes
 from agents.rollouts import allocate_rollout_scratch, kernel_prices, kernel_weights
 from agents.rules.greedy import PricedGreedy
@@ -44,7 +46,7 @@ BEAM_ROWS = 256  # branches searched at once, of all episodes together: it bound
 
 @dataclass(frozen=True)
 class Oracle:
-    """A planner who knows every arrival: the best of its own search and of the plans of others.
+    """A planner who knows every arrival: the best of its own search and of the plans of others, improved.
 
     Attributes:
         rule: prices candidates and places what follows in rollouts; its parameters are numbers, not arrays.
@@ -52,23 +54,25 @@ class Oracle:
         width: branches of a beam, W.
         candidates: placements that each branch tries, K.
         depth: decisions of a rollout.
+        passes: of local search over the best plan, see `agents.oracle.polish`; 0 for none.
         num_threads: threads that share the episodes; they change no result.
 
     Raises:
-        ValueError: a count is less than 1 (`depth` less than 0), or a parameter of the rule is an array.
+        ValueError: a count is less than 1 (`depth` and `passes` less than 0), or a parameter of the rule is an array.
     """
 
     name: ClassVar[str] = "oracle"
     rule: PricedGreedy = field(default_factory=PricedGreedy)
     others: tuple[Scheduler | Planner, ...] = ()
-    width: int = 2
-    candidates: int = 6
-    depth: int = 16
+    width: int = 4
+    candidates: int = 8
+    depth: int = 32
+    passes: int = 1
     num_threads: int = 1
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name, least in (("width", 1), ("candidates", 1), ("depth", 0), ("num_threads", 1)):
+        for name, least in (("width", 1), ("candidates", 1), ("depth", 0), ("passes", 0), ("num_threads", 1)):
             value = getattr(self, name)
             if not (isinstance(value, int) and value >= least):
                 raise ValueError(f"oracle: {name} must be a whole number >= {least}, got {value!r}.")
@@ -81,10 +85,25 @@ class Oracle:
             ValueError: the world's reward is not the plain `RewardWeights`, whose formula the search shares.
         """
         own = self.search(world, machine, episode)
-        plans, costs = zip(
-            *(played(who, world, machine, episode, self.num_threads) for who in (own, self.rule, *self.others)),
-            strict=True,
+        best = self._best((own, self.rule, *self.others), world, machine, episode)
+        whole = np.asarray(~best[:, :, 2:].any(axis=(1, 2)))  # no pages are spread
+        improved = polished(
+            np.where(whole[:, None, None], best[:, :, :2], own),
+            world,
+            machine,
+            episode,
+            rule=self.rule,
+            candidates=self.candidates,
+            passes=self.passes,
+            num_threads=self.num_threads,
         )
+        return self._best((best, improved), world, machine, episode)
+
+    def _best(
+        self, players: Sequence[Scheduler | Planner | Actions], world: World, machine: I64, episode: I64
+    ) -> Actions:
+        """In every row what the player does there who costs least, the first of equals."""
+        plans, costs = zip(*(played(who, world, machine, episode, self.num_threads) for who in players), strict=True)
         columns = max(plan.shape[2] for plan in plans)
         padded = [np.pad(plan, ((0, 0), (0, 0), (0, columns - plan.shape[2]))) for plan in plans]
         best: Actions = np.stack(padded)[np.argmin(costs, axis=0), np.arange(len(episode))]
