@@ -20,7 +20,7 @@ from experiments.scenario import Split
 from experiments.suite import work
 from experiments.suite.cache import Cache
 from experiments.suite.command import Suite
-from experiments.suite.players import LearnedPlayer, PlannerPlayer, RulePlayer
+from experiments.suite.players import LearnedPlayer, OraclePlayer, PlannerPlayer, Player, RulePlayer
 from experiments.suite.results import SuiteResult
 from experiments.suite.run import Runner
 from experiments.suite.work import FAILED, Episodes, PlayPiece, SettingsPiece, columns, run_pieces
@@ -116,6 +116,28 @@ def test_other_code_counts_as_another_input(tmp_path: Path, computed: list[Any],
     monkeypatch.setattr(work, "code_digest", lambda kind: f"other {kind}")
     run(tmp_path)
     assert computed
+
+
+def test_whatever_a_result_depends_on_is_an_input(tmp_path: Path):
+    first, second = (cell.scenario for cell in small(tmp_path).cells()[:2])
+    some = [(first, Split.TEST, 2, 0), (second, Split.TEST, 2, 0), (first, Split.TUNE, 2, 0), (first, Split.TEST, 3, 0)]
+    episodes = [Episodes(*each) for each in (*some, (first, Split.TEST, 2, 1))]
+    players: list[Player] = [
+        RulePlayer("greedy"),
+        RulePlayer("random"),
+        RulePlayer("random", {"seed": 1}),
+        PlannerPlayer("random"),
+    ]
+    players += [
+        OraclePlayer("oracle", {}, (), 1),
+        OraclePlayer("oracle", {}, (), 2),
+        OraclePlayer("oracle", {"a": 1}, (), 1),
+    ]
+    players += [OraclePlayer("oracle", {}, (players[0],), 1)]
+    pieces: list[Any] = [PlayPiece(each, player) for each in episodes for player in players]
+    for value in (1.0, 2.0):
+        pieces += [SettingsPiece(each, rule, np.array([[value]])) for each in episodes for rule in ("greedy", "random")]
+    assert len({Cache(tmp_path).path(piece.inputs) for piece in pieces}) == len(pieces) == 5 * 8 + 2 * 5 * 2
 
 
 def test_what_is_interrupted_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
