@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import Play, Task, plays, seeds, toy_machine, toy_workload
 
+from agents.evaluation import evaluate
 from agents.oracle.beam import Oracle
+from agents.oracle.comparison import percent_of_oracle
 from agents.oracle.exact import Optimum, least_times, optimum
 from agents.oracle.exact_kernel import rest_bound
 from agents.oracle.plays import played
@@ -17,7 +19,7 @@ from agents.rollouts import kernel_weights
 from agents.rules.catalog import make_rule, rule_names
 from envs.reward import RewardWeights
 from envs.world import World
-from numa_rl.machines.builders import four_socket, two_socket
+from numa_rl.machines.builders import eight_socket_cube, four_socket, two_socket
 from numa_rl.simulator.simulator import Simulator
 from numa_rl.workloads.synthetic import SyntheticStream
 
@@ -81,6 +83,16 @@ def test_no_rule_and_no_beam_beats_it(episode: int):
         assert played(who, world, *where)[1][0] / 8 >= found.cost * (1 - 1e-8)
 
 
+def test_the_oracle_comes_near_it_and_nearer_than_its_rule():
+    family = SyntheticStream(num_tasks=10, num_objects=3)
+    world = World(family.generate(np.random.default_rng(7), 8), (two_socket(),), WEIGHTS, 0.2)
+    best = np.array([optimum(world, episode=episode).cost for episode in range(8)])
+    oracle, rule = (evaluate(who, world).cost for who in (Oracle(), make_rule("priced-greedy")))
+    assert (oracle >= best * (1 - 1e-8)).all()
+    assert percent_of_oracle(oracle, best) > 99.0
+    assert percent_of_oracle(rule, best) < 99.0
+
+
 def test_where_it_starts_does_not_matter():
     world = small_stream()
     poor = np.tile([[0, 1]], (8, 1))
@@ -125,6 +137,13 @@ def test_limits_that_are_not_positive_are_refused():
     for limits in ({"max_placements": 0}, {"max_seconds": 0.0}, {"max_seconds": np.nan}):
         with pytest.raises(ValueError, match="limits must be > 0"):
             optimum(small_stream(), **limits)
+
+
+def test_an_episode_too_large_to_search_is_refused():
+    family = SyntheticStream(num_tasks=2000, num_objects=64)
+    world = World(family.generate(np.random.default_rng(0), 1), (eight_socket_cube(),), WEIGHTS, 0.2)
+    with pytest.raises(ValueError, match="2000 tasks on 8 nodes must need at most 1073741824 bytes, got"):
+        optimum(world)
 
 
 def test_another_reward_is_refused():

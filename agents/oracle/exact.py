@@ -43,6 +43,7 @@ F64 = npt.NDArray[np.float64]
 GAP = 1e-9  # a plan this much better, as a share of the cost, is not looked for: rounding is as large
 ROUNDING = 1e-5  # the simulator computes times in single precision
 SLICE = 50_000  # placements between looks at the clock
+MOST_BYTES = 2**30  # of the states on and beside a path
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,13 +94,21 @@ def optimum(
         start: a plan to improve on, shape (T, 2); that of a beam search by default.
 
     Raises:
-        ValueError: the world's reward is not the plain `RewardWeights`, or a limit is not positive.
+        ValueError: the world's reward is not the plain `RewardWeights`, a limit is not positive, or the episode is so
+            large that the states on one path do not fit into `MOST_BYTES`.
     """
     if not max_placements > 0 or not max_seconds > 0:
         raise ValueError(f"limits must be > 0, got {max_placements} placements and {max_seconds} s.")
     weights = kernel_weights(world.weights)
     num_tasks = world.workload.num_tasks
     rows = 1 + num_tasks * max(topology.num_nodes for topology in world.topologies) ** 2
+    one_row = Simulator(world.topologies, world.workload, 1, window_s=world.window_s)
+    num_bytes = rows * sum(array.nbytes for array in one_row.state)
+    if num_bytes > MOST_BYTES:
+        raise ValueError(
+            f"branch and bound is for small episodes: {num_tasks} tasks on {one_row.num_nodes} nodes must need at most "
+            f"{MOST_BYTES} bytes, got {num_bytes}."
+        )
     simulator = Simulator(world.topologies, world.workload, rows, window_s=world.window_s)
     simulator.reset(episode, machines=machine)
     which = np.array([machine]), np.array([episode])
