@@ -290,7 +290,7 @@ def test_a_learned_policy_plays_too(tmp_path: Path, capsys: pytest.CaptureFixtur
         ({"seed": -1}, r"--seed must be >= 0, got -1"),
         ({"quick": True}, r"--quick and --definition exclude each other"),
         ({"policy": Path("none.safetensors")}, r"none.safetensors"),
-        ({"out": Path("small.toml")}, r"--out must be a file that can be written, got 'small.toml"),
+        ({"out": Path("small.toml")}, r"--out must be a folder to write in, got 'small.toml': "),
     ],
 )
 def test_bad_options_are_refused_before_any_work(

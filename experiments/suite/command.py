@@ -132,7 +132,11 @@ class Suite:
                 definition, counts=replace(counts, test_episodes=self.episodes, oracle_episodes=fewest)
             )
         for path in (self.out / "suite.parquet", self.out / "cache" / "probe"):
-            require_writable(path, "--out")
+            try:
+                require_writable(path, "--out")
+            except ValueError as error:
+                reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else error
+                raise ValueError(f"--out must be a folder to write in, got {str(self.out)!r}: {reason}.") from error
         planners = [name for name in planner_names() if not self.rules or name in self.rules]
         learned = [] if self.policy is None else [LearnedPlayer.read(self.policy)]
         return definition, [*map(PlannerPlayer, planners), *learned]
