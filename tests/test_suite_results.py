@@ -89,6 +89,8 @@ def test_a_planner_is_the_best_rule_of_a_graph_and_never_of_a_stream(cells: dict
     assert all(entry(result, name, "oracle").sees_future for name in cells)
     by_cells = {line.player.name: line.name for line in result.lines(list(cells.values()), TO_SUITE)}
     assert by_cells == {"greedy": "greedy", "heft": "heft*", "learned": "learned", "oracle": "oracle*"}
+    named = {row[0] for row in next(sheet for sheet in sheets(result) if sheet.name == "wins").rows}
+    assert named == {" 1 learned", " 2 heft*", " 3 greedy"}
     graph = {line.player.name: line.name for line in result.lines([cells["graph/cxl-expander"]], TO_SUITE)}
     assert graph["heft"] == "heft"
 

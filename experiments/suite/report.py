@@ -94,6 +94,7 @@ def best_by_cell(result: SuiteResult) -> Sheet:
 def wins(result: SuiteResult) -> Sheet:
     """In how many cells each scheduler surely costs less than each other."""
     names, count = result.wins
+    seers = {entry.player.name for entry in result.entries if entry.sees_future}
     order = np.argsort(-(count.sum(axis=1) - count.sum(axis=0)), kind="stable")
     return Sheet(
         "wins",
@@ -101,7 +102,7 @@ def wins(result: SuiteResult) -> Sheet:
         ["", *(str(place) for place in range(1, len(names) + 1)), "won", "lost"],
         [
             [
-                f"{place:2} {names[i]}",
+                f"{place:2} {names[i]}{'*' if names[i] in seers else ''}",
                 *(str(count[i, j]) if i != j else "-" for j in order),
                 str(count[i].sum()),
                 str(count[:, i].sum()),
@@ -109,7 +110,8 @@ def wins(result: SuiteResult) -> Sheet:
             for place, i in enumerate(order, start=1)
         ],
         "Cells in which the row's mean cost is surely below the column's: the 95% bootstrap interval of the difference,"
-        " paired by episode, excludes 0. Rules are tuned to each cell, or to the suite where it is held out.",
+        " paired by episode, excludes 0. Rules are tuned to each cell, or to the suite where it is held out. "
+        "*: sees the future, at least in streams.",
     )
 
 
