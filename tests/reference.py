@@ -377,9 +377,10 @@ class Reference:
             self.move(decision, to, source, part, 0.0)
             self.move(Decision(), to, to, 0.0, part)
 
-        for obj, _ in self.inputs():
-            if self.things[obj].node is not None:
-                self.things[obj].accessed_s = self.now_s
+        *inputs, own = [(*access, self.still_cached(access[0]) > 0.0) for access in self.accesses()]
+        for access in inputs:
+            access[0].accessed_s = self.now_s
+            self.touch(node, *access)
         thing.accessed_s = self.now_s
         if replicated:
             self.memory.copy(thing, target)
@@ -387,9 +388,7 @@ class Reference:
             self.memory.put(thing, target, size, dealt_by, read_only)
         if migrated:
             thing.holder = None
-        accesses = [(*access, self.still_cached(access[0]) > 0.0) for access in self.accesses()]
-        for accessed, amount, writes, cached in accesses:
-            self.touch(node, accessed, amount, writes, cached)
+        self.touch(node, *own[:3], own[3] and not migrated and not replicated)
         if home is None or migrated or write_fraction > 0.0:
             thing.ready_s = finish
         return decision

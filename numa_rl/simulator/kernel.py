@@ -392,6 +392,7 @@ def reset_row(tasks, state, b, episode, machine, horizon):
     state.spare_bytes[b, :] = 0.0
     state.traffic_bytes[b, :] = 0.0
     state.resource_bytes[b, :] = 0.0
+    state.page_weights[b, :] = 0
     state.access_bytes[b, :] = 0.0
     state.passed_bytes[b, :] = 0.0
     state.pair_bytes[b, :] = ZERO
