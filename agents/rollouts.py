@@ -197,19 +197,20 @@ def play(machines, tasks, state, outcome, b, pair, weights, window_s, work):
 
 
 @partial(compiled, sources=SOURCES)
-def follow(machines, tasks, state, outcome, b, depth, limit, prices, weights, window_s, scratch):
-    """Let the priced greedy rule place up to `depth` tasks of row b; returns what they cost together.
+def follow(machines, tasks, state, outcome, b, pair, depth, limit, prices, weights, window_s, scratch):
+    """Run the next task of row b by the pair and let the priced greedy rule place what follows.
 
-    It ends early once that is `limit` or more.
+    Returns what up to `depth` decisions cost together; it ends early once that is `limit` or more.
     """
     alpha, _, reference_s, _ = weights
     total = 0.0
-    for _ in range(depth):
+    for step in range(depth):
         if state.task[b] >= state.horizon[b] or total >= limit:
             break
-        pair = priced_pair(
-            machines, tasks, state, b, prices, np.float32(alpha), np.float32(reference_s), window_s, scratch
-        )
+        if step > 0:
+            pair = priced_pair(
+                machines, tasks, state, b, prices, np.float32(alpha), np.float32(reference_s), window_s, scratch
+            )
         total += play(machines, tasks, state, outcome, b, pair, weights, window_s, scratch[4])
     return total
 
@@ -218,8 +219,6 @@ def follow(machines, tasks, state, outcome, b, depth, limit, prices, weights, wi
 def follow_rule(machines, tasks, state, outcome, pairs, depth, prices, weights, window_s, total, scratch, first, last):
     """Play rows `first` to `last` from their candidates on, and sum what their decisions cost."""
     for b in range(first, last):
-        if state.task[b] < state.horizon[b]:
-            total[b] = play(machines, tasks, state, outcome, b, pairs[b], weights, window_s, scratch[4])
-            total[b] += follow(
-                machines, tasks, state, outcome, b, depth - 1, np.inf, prices, weights, window_s, scratch
-            )
+        total[b] = follow(
+            machines, tasks, state, outcome, b, pairs[b], depth, np.inf, prices, weights, window_s, scratch
+        )

@@ -132,10 +132,20 @@ def extend_beams(
                 pair = chosen.candidates[k]
                 copy_row(now.rows, row, trial.rows, own)
                 score = now.cost[row]
-                score += play(machines, tasks, trial.state, trial.outcome, own, pair, weights, window_s, scratch[4])
                 limit = np.inf if count < width else chosen.score[count - 1] - score
                 score += follow(
-                    machines, tasks, trial.state, trial.outcome, own, depth, limit, prices, weights, window_s, scratch
+                    machines,
+                    tasks,
+                    trial.state,
+                    trial.outcome,
+                    own,
+                    pair,
+                    depth + 1,
+                    limit,
+                    prices,
+                    weights,
+                    window_s,
+                    scratch,
                 )
                 count = keep(chosen, count, score, w, pair)
         for w in range(count):

@@ -20,11 +20,17 @@ here = partial(compiled, sources=(*SOURCES, rollouts.__file__, rows.__file__, be
 
 
 @here
-def follow_plan(machines, tasks, state, outcome, b, plan, limit, weights, window_s, work):
-    """Play row b by its plan to the end, (T,); returns what that costs, or `limit` or more once it is that much."""
+def follow_plan(machines, tasks, state, outcome, b, pair, plan, limit, weights, window_s, work):
+    """Run the next task of row b by the pair and those after it by the plan, (T,), to the end.
+
+    Returns what that costs, or `limit` or more once it is that much.
+    """
     total = 0.0
-    while state.task[b] < state.horizon[b] and total < limit:
-        total += play(machines, tasks, state, outcome, b, plan[state.task[b]], weights, window_s, work)
+    while total < limit:
+        total += play(machines, tasks, state, outcome, b, pair, weights, window_s, work)
+        if state.task[b] >= state.horizon[b]:
+            break
+        pair = plan[state.task[b]]
     return total
 
 
@@ -56,33 +62,20 @@ def improve_plans(machines, tasks, now, trial, plans, candidates, prices, weight
         plan = plans[g]
         while now.state.task[g] < now.state.horizon[g]:
             task = now.state.task[g]
-            best = plan[task]
-            copy_row(now.rows, g, trial.rows, own)
-            lowest = follow_plan(
-                machines, tasks, trial.state, trial.outcome, own, plan, np.inf, weights, window_s, work
-            )
             price_pairs(
                 machines, tasks, now.state, g, prices, np.float32(alpha), np.float32(reference_s), window_s, scratch
             )
-            for k in range(cheapest_pairs(scratch[2][0], candidates)):
-                pair = candidates[k]
-                if pair != best:
-                    copy_row(now.rows, g, trial.rows, own)
-                    cost = play(machines, tasks, trial.state, trial.outcome, own, pair, weights, window_s, work)
-                    cost += follow_plan(
-                        machines,
-                        tasks,
-                        trial.state,
-                        trial.outcome,
-                        own,
-                        plan,
-                        lowest - cost,
-                        weights,
-                        window_s,
-                        work,
-                    )
-                    if cost < lowest:
-                        lowest = cost
-                        best = pair
+            best, lowest = plan[task], np.inf
+            for k in range(-1, cheapest_pairs(scratch[2][0], candidates)):
+                pair = (
+                    candidates[k] if k >= 0 else plan[task]
+                )  # as planned comes first, and stays if no other is better
+                copy_row(now.rows, g, trial.rows, own)
+                cost = follow_plan(
+                    machines, tasks, trial.state, trial.outcome, own, pair, plan, lowest, weights, window_s, work
+                )
+                if cost < lowest:
+                    lowest = cost
+                    best = pair
             plan[task] = best
             play(machines, tasks, now.state, now.outcome, g, best, weights, window_s, work)
