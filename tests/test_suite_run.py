@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from command_line import Run, refused
 from gymnasium import spaces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -300,6 +301,11 @@ def test_bad_options_are_refused_before_any_work(
     with pytest.raises(ValueError, match=message):
         Suite(**{"out": Path("out"), "definition": write_definition(Path()), **options}).run()
     assert not list(Path().rglob("*.json"))
+
+
+def test_on_the_command_line_a_bad_option_is_one_line(numa_rl: Run):
+    refused(numa_rl("suite", "--episodes", 0), "--episodes must be >= 1, got 0.")
+    refused(numa_rl("suite", "--machines", "abacus"), "machine must be one of xeon-8269cy, ", "got 'abacus'")
 
 
 def test_fewer_episodes_are_the_first_ones(tmp_path: Path):
