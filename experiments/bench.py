@@ -21,8 +21,11 @@ from stable_baselines3 import PPO
 
 from agents.ppo.config import PPOConfig
 from agents.ppo.policy import PlacementPolicy
+from agents.rules.base import Rule
+from agents.rules.catalog import make_rule, rule_names
 from agents.vec_env import NumaVecEnv
 from envs.observation import ObservationKind
+from envs.observation_kernel import Float32
 from envs.world import Rows, World
 from experiments.files import require_writable, write_json
 from numa_rl.machines.builders import mesh
@@ -31,6 +34,7 @@ from numa_rl.workloads.synthetic import SyntheticStream
 BATCH = 1024
 WARM_UP_STEPS = 64  # the machines fill up before the clock starts
 NODE_SHAPES = ((2, 2), (2, 4), (4, 4), (4, 8), (8, 8))
+RULE_BATCH = 256  # rows that rules decide for at once, as in an evaluation
 BATCHES = (256, 1024, 4096, 16_384)
 
 
@@ -67,6 +71,8 @@ class Bench:
                 "full_decisions_per_s_core": self._simulator_rate(World.default(), BATCH),
                 "cartpole_steps_per_s": self._cartpole_rate(),
             }
+        with console.status("rules"):
+            results["rule_decisions_per_s_core"] = self._rule_rates()
         with console.status("growth"):
             results["growth_with_nodes"] = [self._with_nodes(*shape) for shape in NODE_SHAPES]
             results["growth_with_batch"] = [self._with_batch(batch) for batch in BATCHES]
@@ -105,6 +111,27 @@ class Bench:
                 rows.observe()
             rates.append(self.steps * batch / (time.perf_counter() - began))
         return float(np.median(rates[1:]))
+
+    def _rule_rates(self) -> dict[str, float]:
+        """Decisions per second of each rule alone, by name, from observations of tasks in mid-episode."""
+        rows = Rows(World.default(), RULE_BATCH)
+        rows.generators = [np.random.default_rng([0, row]) for row in range(RULE_BATCH)]
+        rows.reset()
+        actions = np.random.default_rng(0).integers(rows.simulator.num_nodes, size=(WARM_UP_STEPS, RULE_BATCH, 2))
+        for action in actions:
+            rows.observe()
+            rows.step(action)
+        return {name: self._rule_rate(make_rule(name), rows.observe()) for name in rule_names()}
+
+    def _rule_rate(self, rule: Rule, observation: Float32) -> float:
+        """Decisions per second of one rule, which remembers what it remembers."""
+
+        def repeat() -> None:
+            state = None
+            for _ in range(self.steps):
+                _, state = rule.predict(observation, state)
+
+        return self._median_rate(self.steps * len(observation), repeat)
 
     def _cartpole_rate(self) -> float:
         """Steps per second of Gymnasium's own vectorised CartPole, for scale."""
@@ -171,6 +198,9 @@ def _print(console: Console, results: dict[str, Any]) -> None:
         ("cartpole_steps_per_s", "steps of Gymnasium's vectorised CartPole (batch 1024)"),
     ):
         table.add_row(label, f"{results[key]:,.0f}")
+    rates = results["rule_decisions_per_s_core"]
+    slowest = min(rates, key=rates.__getitem__)
+    table.add_row(f"decisions of the slowest rule, {slowest} (batch {RULE_BATCH})", f"{rates[slowest]:,.0f}")
     console.print(table)
     for key in ("growth_with_nodes", "growth_with_batch"):
         rows = results[key]
