@@ -8,8 +8,6 @@ Dimension key: S settings, K parameters, E episodes.
 References:
     [1] K. Jamieson, A. Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization",
         AISTATS 2016.
-    [2] I. M. Sobol, "On the distribution of points in a cube and the approximate evaluation of integrals", 1967;
-        shifted at random as in R. Cranley, T. N. L. Patterson, SIAM J. Numer. Anal. 13(6), 1976.
 """
 
 from __future__ import annotations
@@ -19,11 +17,10 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import qmc
 
-from agents.evaluation import BATCH_ROWS, evaluate
 from agents.rules.base import Rule
 from agents.rules.catalog import RULES, make_rule
+from agents.settings import near, setting_costs, spread
 from envs.reward import RewardWeights
 from envs.world import World
 from numa_rl.coherence.samples import LINE_BYTES
@@ -101,56 +98,26 @@ def tune_rule(name: str, world: World, seed: int = 0, num_settings: int = NUM_SE
     pool = world.workload.num_episodes
     default = np.array([[defaults[parameter] for parameter in ranges]])
     if not ranges:
-        cost = float(_costs(name, defaults, default, world, pool)[0])
+        cost = float(setting_costs(name, defaults, default, world, pool)[0])
         return TunedRule(name, defaults, cost, cost)
 
     rng = np.random.default_rng(seed)
     wanted = min(num_settings, 8 * 4 ** len(ranges))
-    everywhere = _settings(name, _sobol(wanted, len(ranges), rng))
-    settings, num_episodes = np.concatenate([default, everywhere]), max(1, pool // FIRST_SHARE)
+    settings, num_episodes = np.concatenate([default, spread(name, wanted, rng)]), max(1, pool // FIRST_SHARE)
     while num_episodes < pool:
-        best = np.argsort(_costs(name, defaults, settings, world, num_episodes), kind="stable")
+        best = np.argsort(setting_costs(name, defaults, settings, world, num_episodes), kind="stable")
         best = best[: max(FEWEST_SETTINGS, len(settings) // KEPT_SHARE)]
         settings = settings[np.sort(best)]
         num_episodes = min(pool, 2 * num_episodes)
     if (settings[0] != default[0]).any():  # the default stays to the end: tuning must never make a rule worse
         settings = np.concatenate([default, settings])
-    costs = _costs(name, defaults, settings, world, pool)
+    costs = setting_costs(name, defaults, settings, world, pool)
     untuned_cost = costs[0]
 
     for half_width, count in REFINEMENTS:
-        center = [ranges[p].share(value) for p, value in zip(ranges, settings[costs.argmin()], strict=True)]
-        box = center + half_width * (2.0 * _sobol(count, len(ranges), rng) - 1.0)
-        near = _settings(name, np.clip(box, 0.0, 1.0))
-        settings = np.concatenate([settings, near])
-        costs = np.concatenate([costs, _costs(name, defaults, near, world, pool)])
+        close = near(name, settings[costs.argmin()], half_width, count, rng)
+        settings = np.concatenate([settings, close])
+        costs = np.concatenate([costs, setting_costs(name, defaults, close, world, pool)])
 
     fitted = dict(zip(ranges, settings[costs.argmin()].tolist(), strict=True))
     return TunedRule(name, defaults | fitted, float(untuned_cost), float(costs.min()))
-
-
-def _sobol(count: int, dimensions: int, rng: np.random.Generator) -> F64:
-    """At least `count` points spread evenly over the unit cube [2], shape (S, K)."""
-    points = qmc.Sobol(dimensions, scramble=False).random_base2(int(np.ceil(np.log2(count))))
-    return np.asarray((points + rng.random(dimensions)) % 1.0)
-
-
-def _settings(name: str, shares: F64) -> F64:
-    """Parameter values at these shares of their ranges, to four digits, shape (S, K)."""
-    columns = [scale.at(shares[:, k]) for k, scale in enumerate(RULES[name].tunable.values())]
-    return np.array([[float(f"{value:.4g}") for value in row] for row in np.stack(columns, axis=1)])
-
-
-def _costs(name: str, defaults: Mapping[str, float], settings: F64, world: World, num_episodes: int) -> F64:
-    """Mean cost of each setting (S, K) over the first episodes of the pool, on all machines, shape (S,)."""
-    num_machines = len(world.topologies)
-    per_batch = max(1, BATCH_ROWS // (num_episodes * num_machines))
-    costs = []
-    for first in range(0, len(settings), per_batch):
-        some = settings[first : first + per_batch]
-        rows = np.tile(np.repeat(some, num_episodes, axis=0), (num_machines, 1))  # machine by machine, as evaluate
-        rule = make_rule(name, **(dict(defaults) | dict(zip(RULES[name].tunable, rows.T, strict=True))))
-        episodes = np.tile(np.arange(num_episodes), len(some))
-        played = evaluate(rule, world, episodes, batch_rows=len(rows))
-        costs.append(played.cost.reshape(num_machines, len(some), num_episodes).mean(axis=(0, 2)))
-    return np.concatenate(costs)

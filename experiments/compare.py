@@ -16,9 +16,11 @@ from rich.table import Table
 from agents.evaluation import EpisodeResults, evaluate
 from agents.oracle.beam import Oracle
 from agents.oracle.comparison import percent_of_oracle
+from agents.planners.base import TaskPlanner
+from agents.planners.catalog import make_planner, planner_names
 from agents.rules.base import Rule
 from agents.rules.greedy import PricedGreedy
-from agents.scheduler import Scheduler
+from agents.scheduler import Planner, Scheduler
 from agents.statistics import Interval, mean_interval, ratio_interval, win_rate
 from agents.tuning import default_parameters
 from envs.observation import Observer
@@ -79,7 +81,7 @@ class Compare:
             tuned = load_or_tune(scenario, on_rule=lambda name: status.update(f"tuning {name}"))
             comparison = compare(
                 scenario,
-                [*(entry.rule for entry in tuned), *learned],
+                [*(entry.rule for entry in tuned), *planners_for(scenario), *learned],
                 self.episodes,
                 self.seed,
                 oracle_width=self.oracle,
@@ -90,6 +92,12 @@ class Compare:
         if self.plot is not None:
             plot_costs(comparison, self.plot)
         print_comparison(comparison, console)
+
+
+def planners_for(scenario: Scenario) -> list[Planner]:
+    """Every planner where the workload is a graph of tasks, which is known in advance; none where tasks just arrive."""
+    graph = scenario.episodes(Split.TUNE, 1).follows_inputs
+    return [make_planner(name) for name in planner_names()] if graph else []
 
 
 def load_learned(path: Path, scenario: Scenario, console: Console) -> Scheduler:
@@ -126,7 +134,7 @@ class Standing:
         percent_of_oracle: the oracle's mean cost over its own, in percent; None without an oracle.
     """
 
-    scheduler: Scheduler
+    scheduler: Scheduler | Planner
     results: EpisodeResults
     cost: Interval
     ratio: Interval
@@ -141,8 +149,8 @@ class Standing:
 
     @property
     def is_rule(self) -> bool:
-        """Whether it is a rule, not learned."""
-        return isinstance(self.scheduler, Rule)
+        """Whether it is a rule or planner, not learned."""
+        return isinstance(self.scheduler, Rule | TaskPlanner)
 
     @property
     def verdict(self) -> str:
@@ -268,7 +276,7 @@ class Comparison:
 
 def compare(
     scenario: Scenario,
-    schedulers: Sequence[Scheduler],
+    schedulers: Sequence[Scheduler | Planner],
     num_episodes: int = 64,
     seed: int = 0,
     *,
@@ -300,7 +308,7 @@ def compare(
     for scheduler in schedulers:
         on_scheduler(scheduler.name)
         results[scheduler.name] = evaluate(scheduler, world)
-    rules = [scheduler.name for scheduler in schedulers if isinstance(scheduler, Rule)]
+    rules = [scheduler.name for scheduler in schedulers if isinstance(scheduler, Rule | TaskPlanner)]
     best = min(rules, key=lambda name: results[name].cost.mean())
     known = None
     if oracle_width is not None:
@@ -315,7 +323,7 @@ def compare(
 
 
 def _oracle(
-    scenario: Scenario, schedulers: Sequence[Scheduler], results: Mapping[str, EpisodeResults], width: int
+    scenario: Scenario, schedulers: Sequence[Scheduler | Planner], results: Mapping[str, EpisodeResults], width: int
 ) -> Oracle:
     """The oracle, which looks ahead by the priced greedy rule as tuned, and takes plans of who was best somewhere."""
     default = PricedGreedy(**default_parameters(PricedGreedy.name, scenario.reward))
@@ -325,7 +333,7 @@ def _oracle(
 
 
 def _standing(
-    scheduler: Scheduler,
+    scheduler: Scheduler | Planner,
     results: EpisodeResults,
     best: EpisodeResults,
     oracle: EpisodeResults | None,
@@ -343,8 +351,15 @@ def _standing(
     )
 
 
-def decision_us(scheduler: Scheduler, world: World) -> float:
-    """Median time of a decision for one row, microseconds, over the first tasks of the first episode."""
+def decision_us(scheduler: Scheduler | Planner, world: World) -> float:
+    """Median time of a decision for one row, microseconds, over the first tasks of the first episode.
+
+    Of a planner it is the time for the whole plan over its tasks.
+    """
+    if isinstance(scheduler, Planner):
+        before, first = time.perf_counter(), np.zeros(1, np.int64)
+        scheduler.plan(world, first, first)
+        return (time.perf_counter() - before) * 1e6 / world.workload.num_tasks
     simulator = Simulator(world.topologies, world.workload, 1, window_s=world.window_s)
     observer = Observer(simulator, world.weights, world.observation)
     simulator.reset(0)

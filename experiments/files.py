@@ -43,10 +43,15 @@ def require_writable(path: Path, what: str) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all; numbers that JSON cannot say become null."""
+    write_bytes(path, (json.dumps(_finite(content), indent=1) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
     path = path.resolve()  # what a link points to is replaced, not the link
     temporary = _temporary(path)
     try:
-        temporary.write_text(json.dumps(_finite(content), indent=1) + "\n", encoding="utf-8")
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from experiments.files import require_outputs, write_json
+from experiments.files import require_outputs, write_bytes, write_json
 from numa_rl.machines.catalog import load_machine
 from numa_rl.partition.graph import F64, I64, Graph
 from numa_rl.partition.libraries import mt_kahypar_map
@@ -321,13 +320,7 @@ def _write_nodes(path: Path, study: Study) -> None:
     """The nodes by the method of the least mapped cost, whole or not at all."""
     kept = [standing for standing in study.standings if study.keeps_balance(standing)] or list(study.standings)
     best = min(kept, key=lambda standing: standing.mapped_cost)
-    path = path.resolve()  # what a link points to is replaced, not the link
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text("".join(f"{node}\n" for node in study.target.nodes[best.vertex_node]), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, "".join(f"{node}\n" for node in study.target.nodes[best.vertex_node]).encode())
 
 
 def _shown(update: Callable[[str], None], name: str) -> Callable[[str], None]:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from numa_rl.idle import core_s_per_byte, service_s
 from numa_rl.simulator.simulator import Simulator
 from numa_rl.topology import FloatArray, Topology
 
@@ -272,14 +273,8 @@ def _work_s(simulator: Simulator, topology: Topology, rows: npt.NDArray[np.int64
     workload, episode = simulator.workload, simulator.state.episode[rows]
     decided = np.arange(workload.num_tasks) < simulator.state.task[rows, None]
     own, read = workload.bytes[episode].astype(np.float64), workload.input_bytes[episode].sum(axis=2, dtype=np.float64)
-    s_per_byte = np.maximum.reduce(
-        [
-            1.0 / topology.bandwidth_bytes_per_s.diagonal(),
-            1.0 / topology.memory_bandwidth_bytes_per_s,
-            topology.latency_s.diagonal() / topology.outstanding_bytes,
-        ]
-    ).min()
-    alone_s = np.maximum(workload.flops[episode] / topology.flops_per_s.max(), own * s_per_byte) + read * s_per_byte
+    s_per_byte = np.diagonal(core_s_per_byte(topology)).min()
+    alone_s = service_s(workload.flops[episode], own, read, topology.flops_per_s.max(), s_per_byte)
     cores_s = (alone_s * decided).sum(axis=1) / topology.cores.max()
     memory_s = ((own + read) * decided).sum(axis=1) / topology.memory_bandwidth_bytes_per_s.max()
     return np.asarray(np.maximum(cores_s, memory_s), np.float64)

@@ -502,7 +502,19 @@ def test_a_machine_is_shown_in_tables(run):
 
 # Help.
 
-COMMANDS = ("demo", "train", "tune", "compare", "machine", "suite", "partition", "roofline", "diagnose", "exercises", "bench")
+COMMANDS = (
+    "demo",
+    "train",
+    "tune",
+    "compare",
+    "machine",
+    "suite",
+    "partition",
+    "roofline",
+    "diagnose",
+    "exercises",
+    "bench",
+)
 BY_PLACE = {MachineShow: "--machine", Diagnose: "--file"}  # what is no option
 
 

@@ -99,7 +99,7 @@ def test_only_parameters_can_be_scaled():
         faster(SyntheticStream(), 2.0, "pace", "")
 
 
-@pytest.mark.parametrize(("path", "machines"), [(QUICK, []), (STANDARD, ["phytium-ft2500", "cxl-expander"])])
+@pytest.mark.parametrize(("path", "machines"), [(QUICK, []), (STANDARD, ["phytium-ft2500", "hygon-7280"])])
 def test_every_machine_is_offered_the_load_that_the_suite_states(path: Path, machines: list[str]):
     definition = read_definition(path).chosen(machines=machines)
     for cell in definition.cells():

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from agents.accesses import accesses, creators, input_bytes
 from agents.scheduler import Actions
 from envs.world import World
+from numa_rl.idle import core_s_per_byte, service_s
 from numa_rl.topology import Topology
 from numa_rl.workloads.workload import Workload
 
@@ -44,17 +45,9 @@ class TaskPlanner(ABC):
         return np.stack(plans)
 
 
-def core_s_per_byte(topology: Topology) -> F64:
-    """Seconds per byte of one core's stream from each memory on the idle machine, shape (N, N).
-
-    What the pair of nodes allows, or what the core keeps in flight over the latency.
-    """
-    return np.maximum(1.0 / topology.bandwidth_bytes_per_s, topology.latency_s / topology.outstanding_bytes)
-
-
 def local_task_s(workload: Workload, episode: int, topology: Topology) -> F64:
     """How long each task takes on each node of the idle machine with all its data there, shape (T, N): the roofline."""
     s_per_byte = np.diagonal(core_s_per_byte(topology))
     flops, moved = (getattr(workload, name)[episode].astype(np.float64)[:, None] for name in ("flops", "bytes"))
     read = input_bytes(accesses(workload, episode), workload.num_tasks)[:, None]
-    return np.asarray(np.maximum(flops / topology.flops_per_s, moved * s_per_byte) + read * s_per_byte)
+    return service_s(flops, moved, read, topology.flops_per_s, s_per_byte)

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from agents.accesses import accesses
-from agents.planners.base import TaskPlanner, core_s_per_byte, local_task_s
+from agents.planners.base import TaskPlanner, local_task_s
 from agents.planners.heft_kernel import Cores, Graph, Schedule, select_processors
+from numa_rl.idle import core_s_per_byte
 from numa_rl.topology import Topology
 from numa_rl.workloads.task_graph import topological_order, upward_rank
 from numa_rl.workloads.workload import Workload

@@ -61,7 +61,7 @@ class Suite:
     quick: bool = False
     definition: Path | None = None
     no_oracle: bool = False
-    oracle_width: int = 2
+    oracle_width: int = 4
     workers: int | None = None
     seed: int = 0
 

@@ -10,6 +10,7 @@ from dataclasses import fields, is_dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from numa_rl.idle import core_s_per_byte, service_s
 from numa_rl.topology import Topology
 from numa_rl.workloads.workload import Workload, WorkloadFamily
 
@@ -22,8 +23,8 @@ def local_service_s(workload: Workload, topology: Topology) -> float:
     """
     own, read = _task_bytes(workload)
     mean_s = [
-        float((np.maximum(workload.flops / topology.flops_per_s[node], own * s_per_byte) + read * s_per_byte).mean())
-        for node, s_per_byte in enumerate(_local_s_per_byte(topology))
+        float(service_s(workload.flops, own, read, topology.flops_per_s[node], s_per_byte).mean())
+        for node, s_per_byte in enumerate(np.diagonal(core_s_per_byte(topology)))
     ]
     return float(np.average(mean_s, weights=topology.cores))
 
@@ -81,16 +82,3 @@ def rounded(value: float) -> float:
 def _task_bytes(workload: Workload) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Bytes of each task's own object, and of its inputs, shape (E, T) each."""
     return workload.bytes.astype(np.float64), workload.input_bytes.sum(axis=2, dtype=np.float64)
-
-
-def _local_s_per_byte(topology: Topology) -> npt.NDArray[np.float64]:
-    """Seconds for a byte of each node's own memory, idle and of one core, shape (N,)."""
-    return np.asarray(
-        np.maximum.reduce(
-            [
-                1.0 / topology.bandwidth_bytes_per_s.diagonal(),
-                1.0 / topology.memory_bandwidth_bytes_per_s,
-                topology.latency_s.diagonal() / topology.outstanding_bytes,
-            ]
-        )
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from experiments.files import write_json
+from experiments.files import write_bytes, write_json
 from experiments.suite.profile_plot import profile_png
 from experiments.suite.report import every_cell, summary
 from experiments.suite.results import Entry, SuiteResult
@@ -94,13 +93,3 @@ def write_results(folder: Path, result: SuiteResult, sheets: Sequence[Sheet], ab
         write_bytes(folder / f"{sheet.name}.csv", sheet.csv.encode())
     write_bytes(folder / "profile.png", profile_png(result))
     write_json(folder / "tuned.json", asdict(result.tuned))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -25,9 +25,9 @@ EVERYBODY = (
     *(AGENTS / pattern for pattern in ("evaluation.py", "scheduler.py", "settings.py")),
 )
 OF_KIND = {
-    RULE: (AGENTS / "rules/*.py",),
+    RULE: (AGENTS / "rules/*.py", NUMA_RL / "stealing/*.py", NUMA_RL / "partition/tree_match.py"),
     PLANNER: (AGENTS / "accesses.py", AGENTS / "planners/*.py", NUMA_RL / "partition/*.py"),
-    ORACLE: (AGENTS / "rules/*.py", AGENTS / "rollouts.py", AGENTS / "oracle/*.py"),
+    ORACLE: (AGENTS / "rules/*.py", NUMA_RL / "stealing/*.py", AGENTS / "rollouts.py", AGENTS / "oracle/*.py"),
     LEARNED: (AGENTS / "rules/*.py", AGENTS / "ppo/*.py"),
 }
 
