@@ -233,6 +233,17 @@ def test_heft_starts_no_task_before_it_arrives_by_hand():
         assert plan[:, 0].tolist() == nodes
 
 
+@pytest.mark.parametrize(("name", "nodes"), [("heft", [0, 0]), ("heft-nodes", [0, 1])])
+def test_the_cores_of_a_node_are_processors_of_their_own_or_one_together(name: str, nodes: list[int]):
+    # Either task takes 1 s on one of node 0's two cores and 0.9 s on both together; on node 1 it takes 1.5 s. With a
+    # core each, both end after 1 s. One after the other on both cores, the second would end after 1.8 s.
+    rate = np.array([100.0, 100.0 / 1.5])
+    machine = toy_machine(cores=[2, 1], flops_per_s=rate if name == "heft" else rate / [1.8, 1.0])
+    world = World(toy_workload([Task(0, flops=100.0), Task(1, flops=100.0)]), (machine,), RewardWeights(), 1.0)
+    plan = make_planner(name).plan(world, np.zeros(1, int), np.zeros(1, int))[0]
+    assert plan[:, 0].tolist() == nodes
+
+
 @NAMES
 @given(play=plays(num_episodes=3, min_nodes=1))
 @settings(max_examples=25, deadline=None)
@@ -267,8 +278,10 @@ def test_a_cube_of_eight_nodes_gets_work_everywhere():
 
 
 def test_the_catalog_names_what_is_wrong():
-    assert planner_names() == list(PLANNERS) == ["heft", "graph-partition", "tree-match"]
-    with pytest.raises(ValueError, match="planner must be one of heft, graph-partition, tree-match, got 'peft'"):
+    assert planner_names() == list(PLANNERS) == ["heft", "heft-nodes", "graph-partition", "tree-match"]
+    with pytest.raises(
+        ValueError, match="planner must be one of heft, heft-nodes, graph-partition, tree-match, got 'peft'"
+    ):
         make_planner("peft")
     with pytest.raises(ValueError, match=r"heft: parameter must be one of \(none\), got 'seed'"):
         make_planner("heft", seed=1)

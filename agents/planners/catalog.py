@@ -8,9 +8,11 @@ from typing import Any
 
 from agents.planners.base import TaskPlanner
 from agents.planners.grouping import GraphPartition, TreeMatch
-from agents.planners.heft import Heft
+from agents.planners.heft import Heft, HeftNodes
 
-PLANNERS: Mapping[str, type[TaskPlanner]] = {planner.name: planner for planner in (Heft, GraphPartition, TreeMatch)}
+PLANNERS: Mapping[str, type[TaskPlanner]] = {
+    planner.name: planner for planner in (Heft, HeftNodes, GraphPartition, TreeMatch)
+}
 
 
 def planner_names() -> list[str]:

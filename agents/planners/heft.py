@@ -9,7 +9,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -135,10 +135,14 @@ class Heft(TaskPlanner):
     """
 
     name: ClassVar[str] = "heft"
+    whole_nodes: ClassVar[bool] = False
 
     def task_nodes(self, workload: Workload, episode: int, topology: Topology) -> I64:
         """See `TaskPlanner.task_nodes`."""
         taken = accesses(workload, episode)
+        if self.whole_nodes:
+            together = topology.flops_per_s * np.maximum(topology.cores, 1)
+            topology = replace(topology, cores=np.minimum(topology.cores, 1), flops_per_s=together)
         s_per_byte = core_s_per_byte(topology)
         return heft_schedule(
             local_task_s(workload, episode, topology),
@@ -150,3 +154,15 @@ class Heft(TaskPlanner):
             release=workload.arrival_s[episode] - workload.arrival_s[episode, 0],
             holder=taken.creator,
         ).node
+
+
+@dataclass(frozen=True)
+class HeftNodes(Heft):
+    """HEFT with each node as one processor: its cores compute a task together and share its memory.
+
+    HEFT's processors do not slow each other down. The cores of a node do, where tasks are bound by memory: as a
+    processor each, they get more of them than their memory can serve.
+    """
+
+    name: ClassVar[str] = "heft-nodes"
+    whole_nodes: ClassVar[bool] = True
