@@ -430,8 +430,9 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(
         f"{comparison.scenario.name}: {comparison.num_episodes} test episodes of "
         f"{comparison.best_rule.results.response_s.shape[1]} decisions on {comparison.scenario.topology.name}; "
-        "mean [95% bootstrap interval], paired by episode. of oracle: the oracle's mean cost over one's own; "
-        "wins: episodes cheaper than with the best rule; "
+        "mean [95% bootstrap interval], paired by episode. "
+        + ("of oracle: the oracle's mean cost over one's own; " if comparison.oracle is not None else "")
+        + "wins: episodes cheaper than with the best rule; "
         "p99: response time; remote: share of bytes between nodes; moves: migrations; "
         "B_load: 1 - sigma / mu of the nodes' outstanding work; OOM: tasks dropped; us: time of one decision.",
         style="dim",
