@@ -83,7 +83,7 @@ class Reference:
         self.link_bytes = dict.fromkeys(links, 0.0)
         self.link_bandwidth = dict(zip(links, topology.link_bandwidth_bytes_per_s.tolist(), strict=True))
         self.core_free_s = [[self.now_s] * int(cores) for cores in topology.cores]
-        self.things = [Thing(None, 0.0, self.now_s) for _ in range(workload.num_objects)]
+        self.things = [Thing(obj, None, 0.0, self.now_s) for obj in range(workload.num_objects)]
         self.memory = Memory(topology, self.things)
         self.passed = [0.0] * self.num_nodes
         self.moved = {pair: [0.0, 0.0] for pair in self.traffic}
@@ -300,7 +300,9 @@ class Reference:
         if thing.node is None or (not thing.weights and target in (thing.copies or [thing.node])):
             return {}
         if thing.weights:
-            return {source: part for source, part in self.memory.held(thing).items() if source != target and part}
+            held = self.memory.held(thing)
+            after = {target: float(self.workload.object_bytes[self.episode, self.task])}
+            return {source: part for source, _, part in self.gathered(held, after)}
         return {self.copy_for(thing, target): thing.size}
 
     def page_moves(self, thing: Thing, weights: tuple[int, ...], size: float) -> list[tuple[int, int, float]]:
@@ -308,7 +310,10 @@ class Reference:
         if thing.node is None or thing.weights == weights:
             return []
         before = self.memory.held(thing) if thing.weights else {thing.node: thing.size}
-        after = dealt(weights, size, self.topology.page_bytes)
+        return self.gathered(before, dealt(weights, size, self.topology.page_bytes, thing.obj))
+
+    def gathered(self, before: dict[int, float], after: dict[int, float]) -> list[tuple[int, int, float]]:
+        """(source, target, bytes) of what has to move, node after node; what an object grows by is new there."""
         spare = {n: before.get(n, 0.0) - after.get(n, 0.0) for n in range(self.num_nodes)}
         moves = []
         for target in range(self.num_nodes):
@@ -329,7 +334,7 @@ class Reference:
         read_only = bool(self.workload.read_only[e, int(self.workload.object[e, t])])
         dealt_by = self.memory.page_room(thing, weights, size)
         if dealt_by:
-            after = dealt(dealt_by, size, self.topology.page_bytes)
+            after = dealt(dealt_by, size, self.topology.page_bytes, thing.obj)
             target = max(after, key=lambda where: (after[where], -where))
             moves = self.page_moves(thing, dealt_by, size)
             shares = {n: part / size for n, part in after.items() if part} if size else {target: 1.0}

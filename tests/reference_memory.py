@@ -15,6 +15,7 @@ class Thing:
     """An object of the workload.
 
     Attributes:
+        obj: its number.
         node: where it lives, or most of its pages, or its first copy; None while it does not.
         size: in bytes.
         ready_s: when it has been written.
@@ -28,6 +29,7 @@ class Thing:
         touched: bytes it then touched.
     """
 
+    obj: int
     node: int | None
     size: float
     ready_s: float
@@ -41,11 +43,15 @@ class Thing:
     touched: float = 0.0
 
 
-def dealt(weights: Sequence[int], size: float, page_bytes: int) -> dict[int, float]:
-    """Bytes by node when whole pages are dealt out in proportion to the weights, rounded down node after node."""
+def dealt(weights: Sequence[int], size: float, page_bytes: int, obj: int) -> dict[int, float]:
+    """Bytes by node when whole pages are dealt out in proportion to the weights, rounded down node after node.
+
+    Object `obj` begins with node `obj`, or that modulo the number of nodes.
+    """
     pages, total = math.ceil(size / page_bytes), sum(weights)
-    ends = [min(size, pages * sum(weights[: n + 1]) // total * page_bytes) for n in range(len(weights))]
-    return {n: end - start for n, (start, end) in enumerate(zip([0.0, *ends], ends, strict=False)) if weights[n]}
+    order = [(obj + k) % len(weights) for k in range(len(weights))]
+    ends = [min(size, pages * sum(weights[n] for n in order[: k + 1]) // total * page_bytes) for k in range(len(order))]
+    return {n: end - start for n, start, end in zip(order, [0.0, *ends], ends, strict=False) if weights[n]}
 
 
 class Memory:
@@ -67,7 +73,7 @@ class Memory:
         if thing.node is None:
             return {}
         if thing.weights:
-            return dealt(thing.weights, thing.size, self.topology.page_bytes)
+            return dealt(thing.weights, thing.size, self.topology.page_bytes, thing.obj)
         return dict.fromkeys(thing.copies or [thing.node], thing.size)
 
     def shares(self, thing: Thing) -> dict[int, float]:
@@ -90,7 +96,7 @@ class Memory:
         """The weights without those of nodes that have no room for their share; empty when none is left."""
         left, own = list(weights), self.held(thing)
         while any(left):
-            wanted = dealt(left, size, self.topology.page_bytes)
+            wanted = dealt(left, size, self.topology.page_bytes, thing.obj)
             full = [
                 n
                 for n, part in wanted.items()

@@ -48,6 +48,11 @@ def test_an_object_smaller_than_a_page_is_on_one_node():
     assert used(simulator) == [0.0, 4.0]
 
 
+def test_small_objects_begin_with_one_node_after_the_other():
+    simulator = started(toy_machine(3), toy_workload([Task(obj=obj, size=4) for obj in range(3)]))
+    assert [decide(simulator, (0, 0, 1, 1, 1))["data_node"] for _ in range(3)] == [2, 0, 1]
+
+
 def test_a_task_goes_through_split_pages_node_after_node():
     outcome = decide(started(toy_machine(), toy_workload([Task(num_bytes=200, size=100)])), (0, 0, 3, 1))
     assert outcome["exec_s"] == pytest.approx(0.7 * 2.0 + 0.3 * 4.0)  # ten pages, seven of them local

@@ -74,13 +74,14 @@ def where_it_ran(tolerance: Parameter, groups: Groups) -> Array:
 class Interleave(Rule):
     """Every object's pages over all nodes in turn, as `numactl --interleave=all` [1]; tasks where least is to do.
 
-    Pages stay where they were first put. A node without room gets none.
+    The same weights are asked for at every decision, so pages stay where they are and what an object grows by is
+    spread too. A node without room gets none.
     """
 
     name: ClassVar[str] = "interleave"
 
     def place(self, groups: Groups, memory: Array) -> Placement:
-        """One page after the other on each node that has room."""
+        """One page after the other on each node."""
         return interleaved(np.ones_like(groups["data"]), groups)
 
 
@@ -90,23 +91,21 @@ class WeightedInterleave(Rule):
 
     Memories of 100 and 50 GB/s get pages 2:1. Like the kernel's automatic weights these are small [4], but rounded to
     the nearest ratio, where the kernel's 21:10 are rounded down. A memory's bandwidth is what the node with cores
-    that reaches it fastest draws from it, which is what HMAT reports. Pages stay where they were first put, and
-    tasks run where least is to do.
+    that reaches it fastest draws from it, which is what HMAT reports. Tasks run where least is to do.
     """
 
     name: ClassVar[str] = "weighted-interleave"
 
     def place(self, groups: Groups, memory: Array) -> Placement:
-        """Pages by weight on each node that has room."""
+        """Pages by weight on each node."""
         bandwidth = np.where(groups["task_mask"][:, :, None] > 0, groups["bandwidth"], 0.0).max(axis=1)
         return interleaved(small_weights(bandwidth), groups)
 
 
 def interleaved(weights: Array, groups: Groups) -> Placement:
-    """Tasks on the least loaded node, new pages by weight (B, N) over nodes with room, old ones where they are."""
+    """Tasks on the least loaded node, pages by weight (B, N) over the nodes that exist."""
     node = lowest(groups["queue"], groups["task_mask"])
-    allowed = np.where(is_new(groups)[:, None], groups["data_mask"], groups["data"]) > 0
-    return Placement(node, data_stays(node, groups), np.where(allowed, weights, 0))
+    return Placement(node, data_stays(node, groups), np.where(groups["nodes"] > 0, weights, 0))
 
 
 def small_weights(bandwidth: Array) -> Array:

@@ -118,15 +118,17 @@ def weigh_sources(machines, tasks, state, b, routes, resources):
 
 
 @compiled
-def weigh_gathering(machines, state, b, obj, target, window_s, price, price_in):
+def weigh_gathering(machines, state, b, obj, size, target, window_s, price, price_in):
     """Seconds to gather the pages of a split object on `target`, and the price of the traffic."""
     seconds = 0.0
     charge = ZERO
     width = machines.cores.shape[1]
+    short = size - occupied_bytes(machines, state, b, obj, target)
     for home in range(machines.num_nodes[state.machine[b]]):
-        part = occupied_bytes(machines, state, b, obj, home)
+        part = min(occupied_bytes(machines, state, b, obj, home), short)
         if home != target and part > 0.0:
             seconds += migrate(machines, state, b, home, target, part, window_s)
+            short -= part
             charge += np.float32(part) * (price[home] + price[target] + price_in[target * width + home])
     return np.float32(seconds), charge
 
@@ -212,7 +214,7 @@ def forecast(
         if home < 0 or target < 0 or (form != SPLIT and holds_copy(state, b, obj, target, width)):
             continue
         if form == SPLIT:
-            seconds, moving_price[d] = weigh_gathering(machines, state, b, obj, target, window_s, price, price_in)
+            seconds, moving_price[d] = weigh_gathering(machines, state, b, obj, size, target, window_s, price, price_in)
         else:
             source = home if form <= 1 else nearest_copy(machines, state, b, obj, target)
             i = target * width + source

@@ -56,21 +56,31 @@ def dealt_bytes(dealt, total, num_bytes, page_bytes):
 
 
 @compiled
-def spread_pages(weights, num_bytes, page_bytes, held):
+def spread_pages(weights, num_bytes, page_bytes, first, nodes, held):
     """Write the bytes on each node, (N,), when pages are dealt out in proportion to `weights`.
 
-    Whole pages, but for the last one; the sum is `num_bytes`.
+    Whole pages, but for the last one; the sum is `num_bytes`. They are dealt from node `first` on, round the `nodes`
+    that there are, so that small objects do not all end up on one node.
     """
     total = np.int64(0)
     for weight in weights:
         total += np.int64(weight)
     dealt = np.int64(0)
     before = 0.0
-    for n in range(len(held)):
+    for n in range(nodes, len(held)):
+        held[n] = 0.0
+    for k in range(nodes):
+        n = (first + k) % nodes
         dealt += np.int64(weights[n])
         upto = dealt_bytes(dealt, total, num_bytes, page_bytes)
         held[n] = upto - before
         before = upto
+
+
+@compiled
+def first_dealt(machines, state, b, obj):
+    """The node at which dealing out an object's pages begins: another one for the next object."""
+    return obj % machines.num_nodes[state.machine[b]]
 
 
 @compiled
@@ -80,7 +90,9 @@ def write_held(machines, state, b, obj, held):
     form, num_bytes = state.objects[b, obj].form, state.objects[b, obj].bytes
     if form == SPLIT:
         weights = state.page_weights[b, obj * width : (obj + 1) * width]
-        spread_pages(weights, num_bytes, machines.page_bytes[state.machine[b]], held)
+        m = state.machine[b]
+        first = first_dealt(machines, state, b, obj)
+        spread_pages(weights, num_bytes, machines.page_bytes[m], first, machines.num_nodes[m], held)
     else:
         home = state.objects[b, obj].node
         for n in range(width):
@@ -107,12 +119,14 @@ def occupied_bytes(machines, state, b, obj, node):
     form, num_bytes = state.objects[b, obj].form, state.objects[b, obj].bytes
     if form != SPLIT:
         return num_bytes if holds_copy(state, b, obj, node, width) else 0.0
-    page_bytes = machines.page_bytes[state.machine[b]]
+    page_bytes, nodes = machines.page_bytes[state.machine[b]], machines.num_nodes[state.machine[b]]
+    first = first_dealt(machines, state, b, obj)
+    turn = (node - first) % nodes
     total, upto = np.int64(0), np.int64(0)
-    for n in range(width):
+    for n in range(nodes):
         weight = np.int64(state.page_weights[b, obj * width + n])
         total += weight
-        upto += weight if n <= node else 0
+        upto += weight if (n - first) % nodes <= turn else 0
     last = dealt_bytes(upto, total, num_bytes, page_bytes)
     upto -= np.int64(state.page_weights[b, obj * width + node])
     return last - dealt_bytes(upto, total, num_bytes, page_bytes)
@@ -167,7 +181,8 @@ def find_page_room(machines, state, b, obj, num_bytes, wanted, work):
             total += weight
         if total == 0.0:
             return np.int64(-1)
-        spread_pages(weights, num_bytes, machines.page_bytes[m], after)
+        first = first_dealt(machines, state, b, obj)
+        spread_pages(weights, num_bytes, machines.page_bytes[m], first, machines.num_nodes[m], after)
         fits = True
         most = 0
         for n in range(machines.num_nodes[m]):
