@@ -107,7 +107,9 @@ def evaluate(
     """
     if isinstance(scheduler, Rule) and world.observation != ObservationKind.FULL:
         raise ValueError(f"{scheduler.name} reads the full observation, got a world with {world.observation.value!r}.")
-    pool = np.arange(world.workload.num_episodes) if episodes is None else np.asarray(episodes, np.int64)
+    pool = np.arange(world.workload.num_episodes) if episodes is None else np.asarray(episodes)
+    if pool.dtype.kind not in "iu" and pool.size:
+        raise ValueError(f"episodes must be integers, got {episodes!r}.")
     if pool.ndim != 1 or not pool.size:
         raise ValueError(f"episodes must be one or more indices, got shape {pool.shape}.")
     if batch_rows < 1:

@@ -95,8 +95,8 @@ class Compare:
 
 
 def planners_for(scenario: Scenario) -> list[Planner]:
-    """Every planner where the workload is a graph of tasks, which is known in advance; none where tasks just arrive."""
-    graph = scenario.episodes(Split.TUNE, 1).follows_inputs
+    """Every planner where an episode is one graph of tasks, known in advance; none where tasks or graphs arrive."""
+    graph = scenario.episodes(Split.TUNE, 1).is_one_graph
     return [make_planner(name) for name in planner_names()] if graph else []
 
 
@@ -432,7 +432,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         f"{comparison.best_rule.results.response_s.shape[1]} decisions on {comparison.scenario.topology.name}; "
         "mean [95% bootstrap interval], paired by episode. "
         + ("of oracle: the oracle's mean cost over one's own; " if comparison.oracle is not None else "")
-        + "wins: episodes cheaper than with the best rule; "
+        + "wins: episodes cheaper than with the best rule, ties half; "
         "p99: response time; remote: share of bytes between nodes; moves: migrations; "
         "B_load: 1 - sigma / mu of the nodes' outstanding work; OOM: tasks dropped; us: time of one decision.",
         style="dim",

@@ -209,7 +209,10 @@ def _family(path: Path, table: dict[str, Any]) -> WorkloadFamily:
     if not isinstance(name, str):
         raise ValueError(f"[workload]: family must be one of {', '.join(family_names())}, got {name!r}.")
     if isinstance(parameters.get("trace"), str):
-        parameters["trace"] = str(path.parent / parameters["trace"])
+        trace = path.parent / parameters["trace"]
+        if trace.exists() and not (trace.is_file() or trace.is_dir()):
+            raise ValueError(f"[workload]: trace must be a file or folder, got {str(trace)!r}.")
+        parameters["trace"] = str(trace)
     try:
         return make_family(name, **parameters)
     except ValueError as error:

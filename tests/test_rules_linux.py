@@ -5,10 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from observations import decide, row
+from strategies import Task, toy_machine, toy_workload
 
+from agents.evaluation import decisions, evaluate
 from agents.rules.catalog import make_rule
 from agents.rules.linux import small_weights
+from envs.observation import Observer
 from envs.observation_kernel import TaskFeature
+from envs.reward import RewardWeights
+from envs.world import World
+from numa_rl.simulator.simulator import Simulator
 
 
 @pytest.mark.parametrize(("tolerance", "task_node"), [(1.0, 2), (1.5, 2), (2.0, 1), (4.0, 1)])
@@ -26,21 +32,29 @@ def test_interleaving_runs_tasks_where_the_least_work_is(name: str):
     assert decide(name, row(home=0, queue=[3.0, 1.0, 1.0]))[0] == 1
 
 
-def test_interleave_deals_new_pages_to_all_nodes_with_room():
+def test_interleave_deals_pages_to_all_nodes():
     assert decide("interleave", row())[2:] == [1, 1, 1]
-    assert decide("interleave", row(data_mask=[0, 1, 1]))[1:] == [1, 0, 1, 1]
+    assert decide("interleave", row(data_mask=[0, 1, 1]))[1:] == [1, 1, 1, 1]  # node 1 if no node has room for pages
 
 
 @pytest.mark.parametrize("name", ["interleave", "weighted-interleave"])
-def test_interleaved_pages_stay_where_they_are(name: str):
-    observation = row(home=0, data=[0.5, 0.0, 0.5], bandwidth=np.eye(3), data_mask=[1, 1, 0])
-    assert decide(name, observation)[2:] == [1, 0, 1]
+def test_what_an_object_grows_by_is_interleaved_too_and_nothing_moves(name: str):
+    machine = toy_machine()
+    workload = toy_workload([Task(size=4), Task(size=40), Task(size=80)])  # pages have ten bytes
+    world = World(workload, (machine,), RewardWeights(), 10.0)
+    played = evaluate(make_rule(name), world)
+    assert played.migrations.tolist() == [0]
+    simulator = Simulator(machine, workload, 1, window_s=10.0)
+    observer = Observer(simulator, world.weights, world.observation)
+    simulator.reset(0)
+    for _ in decisions(make_rule(name), simulator, observer):
+        pass
+    assert simulator.state.memory_used_bytes[0].tolist() == [40.0, 40.0]
 
 
 def test_weighted_interleave_is_two_to_one_for_100_and_50_gb_per_s():
     bandwidth = np.array([[100.0, 25.0, 25.0], [25.0, 50.0, 25.0], [25.0, 25.0, 50.0]]) / 100.0
     assert decide("weighted-interleave", row(bandwidth=bandwidth))[2:] == [2, 1, 1]
-    assert decide("weighted-interleave", row(bandwidth=bandwidth, data_mask=[1, 0, 1]))[2:] == [2, 0, 1]
 
 
 def test_memory_without_cores_weighs_what_the_fastest_node_draws_from_it():

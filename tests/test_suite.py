@@ -112,7 +112,7 @@ def test_every_machine_is_offered_the_load_that_the_suite_states(path: Path, mac
         assert cell.scenario.reward.reference_s == pytest.approx(
             local_service_s(work, cell.scenario.topology), rel=1e-3
         )
-        assert cell.is_graph == work.follows_inputs
+        assert cell.is_graph == work.is_one_graph
 
 
 def test_the_standard_suite_has_six_families_on_six_machines_and_keeps_two_machines_and_a_family():

@@ -181,3 +181,17 @@ def test_a_large_file_of_a_folder_is_refused(tmp_path, monkeypatch):
     write_folder(tmp_path, {"large": "x" * 101})
     with pytest.raises(ValueError, match="file 'large': must be at most 100 bytes, got more"):
         FolderTree(tmp_path).data("large")
+
+
+def test_holes_of_a_sparse_member_are_not_filled():
+    header = tarfile.TarInfo("sys/hole")
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive_file:
+        header.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.map": "0,0", "GNU.sparse.size": str(8 * 2**20)}
+        archive_file.addfile(header, io.BytesIO(b""))
+        plain = tarfile.TarInfo("sys/plain")
+        plain.size = 3
+        archive_file.addfile(plain, io.BytesIO(b"one"))
+    tree = ArchiveTree(packed.getvalue())
+    assert tree.data("sys/plain") == b"one"
+    assert tree.data("sys/hole") is None

@@ -78,6 +78,14 @@ class Suite:
         with runner.clock.part("cells"):
             cells = definition.cells()
         console.print(_opening(definition, cells, runner.workers), soft_wrap=True, highlight=False, markup=False)
+        for player in others:
+            if isinstance(player, LearnedPlayer):
+                console.print(
+                    f"{player.name} was trained on {player.trained_on}; what it does there says nothing of elsewhere.",
+                    soft_wrap=True,
+                    highlight=False,
+                    markup=False,
+                )
         with console.status("") as status:
             runner = replace(runner, on_progress=lambda part, done, of: status.update(f"{part}: {done} of {of} pieces"))
             names = [name for name in rule_names() if not self.rules or name in self.rules]

@@ -115,8 +115,8 @@ class Cell:
         held_out: whether one of the two is kept for generalisation: nothing is trained or tuned here.
         scenario: what is played.
         load: what is offered, `offered_load`; NaN where all tasks arrive at once.
-        is_graph: whether tasks are known with their graph, `Workload.follows_inputs`: who plans ahead of a stream sees
-            the future, who plans ahead of a graph does not.
+        is_graph: whether an episode is one graph, known in advance, `Workload.is_one_graph`: who plans ahead of it does
+            not see the future, who plans ahead of a stream does.
     """
 
     family: str
@@ -202,7 +202,7 @@ class Definition:
                     window_s=rounded(entry.window_tasks * reference_s),
                 )
                 held_out = "held out" in (role, entry.role)
-                cells.append(Cell(name, machine, held_out, scenario, load, sample.follows_inputs))
+                cells.append(Cell(name, machine, held_out, scenario, load, sample.is_one_graph))
         except ValueError as error:
             raise ValueError(f"{owner}: {error}") from error
         return cells

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from experiments.files import write_bytes, write_json
 from experiments.suite.profile_plot import profile_png
-from experiments.suite.report import every_cell, summary
+from experiments.suite.report import every_cell, summary, wins_by_cell
 from experiments.suite.results import Entry, SuiteResult
 from experiments.suite.sheet import Sheet
 from numa_rl.metrics import MEANINGS
@@ -89,7 +89,7 @@ def write_results(folder: Path, result: SuiteResult, sheets: Sequence[Sheet], ab
     markdown = "\n".join([*opening, *(sheet.markdown for sheet in sheets)])
     write_bytes(folder / "suite.parquet", parquet_bytes(results_table(result, about)))
     write_bytes(folder / "suite.md", markdown.encode())
-    for sheet in (*sheets, every_cell(result)):
+    for sheet in (*sheets, every_cell(result), wins_by_cell(result)):
         write_bytes(folder / f"{sheet.name}.csv", sheet.csv.encode())
     write_bytes(folder / "profile.png", profile_png(result))
     write_json(folder / "tuned.json", asdict(result.tuned))

@@ -79,11 +79,13 @@ class LearnedPlayer(Player):
     Attributes:
         path: its file.
         digest: SHA-256 of the file's content.
+        trained_on: the scenario that it was trained on.
     """
 
     kind: ClassVar[str] = LEARNED
     path: Path
     digest: str
+    trained_on: str
 
     @classmethod
     def read(cls, path: Path) -> LearnedPlayer:
@@ -92,12 +94,13 @@ class LearnedPlayer(Player):
         Raises:
             ValueError: the file is missing, damaged, or no policy.
         """
-        name = _load(path).name
-        return cls(name, path, hashlib.sha256(path.read_bytes()).hexdigest())
+        policy, about = _load(path)
+        trained_on = str(about.get("scenario", "an unknown scenario"))
+        return cls(policy.name, path, hashlib.sha256(path.read_bytes()).hexdigest(), trained_on)
 
     def make(self) -> Scheduler:
         """See `Player.make`."""
-        return _load(self.path)
+        return _load(self.path)[0]
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -133,10 +136,10 @@ class OraclePlayer(Player):
 
 
 @lru_cache(maxsize=1)
-def _load(path: Path) -> Scheduler:
+def _load(path: Path) -> tuple[Scheduler, Mapping[str, Any]]:
     import torch  # takes a second: only who needs it waits
 
     from agents.ppo.storage import load_policy
 
     torch.set_num_threads(1)  # the networks are small: more threads only wait for each other
-    return load_policy(path)[0]
+    return load_policy(path)

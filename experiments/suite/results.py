@@ -187,17 +187,23 @@ class SuiteResult:
         return [line.entries[0] for line in self.lines([cell], tuning) if line.player.kind != ORACLE]
 
     @cached_property
-    def wins(self) -> tuple[list[str], npt.NDArray[np.int64]]:
-        """Names, and in how many cells each costs surely less than each other, shape (K, K).
+    def wins_by_cell(self) -> tuple[list[str], npt.NDArray[np.bool_]]:
+        """Names, and for each cell whether each costs surely less than each other, shape (cells, K, K).
 
         That is: the 95% interval of the difference of mean costs, paired by episode, excludes 0.
         """
         names = list(dict.fromkeys(entry.player.name for cell in self.cells for entry in self.strongest(cell)))
-        wins = np.zeros((len(names), len(names)), np.int64)
-        for cell in self.cells:
+        wins = np.zeros((len(self.cells), len(names), len(names)), np.bool_)
+        for place, cell in enumerate(self.cells):
             entries = self.strongest(cell)
             episodes = max(len(entry.cost) for entry in entries)
             costs = [np.broadcast_to(entry.cost, episodes) for entry in entries]
             index = [names.index(entry.player.name) for entry in entries]
-            wins[np.ix_(index, index)] += surely_lower(np.stack(costs), np.random.default_rng(self.seed))
+            wins[place][np.ix_(index, index)] = surely_lower(np.stack(costs), np.random.default_rng(self.seed))
         return names, wins
+
+    @property
+    def wins(self) -> tuple[list[str], npt.NDArray[np.int64]]:
+        """Names, and in how many cells each costs surely less than each other, shape (K, K)."""
+        names, wins = self.wins_by_cell
+        return names, wins.sum(axis=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import numba
@@ -11,24 +12,28 @@ import scipy
 
 import agents
 import envs
+import experiments
 import numa_rl
 from numa_rl.compilation import source_digest
 
 RULE, PLANNER, ORACLE, LEARNED = KINDS = ("rule", "planner", "oracle", "learned")  # of schedulers
 
-NUMA_RL, ENVS, AGENTS = (Path(str(package.__file__)).parent for package in (numa_rl, envs, agents))
+PACKAGES = (numa_rl, envs, agents, experiments)
+NUMA_RL, ENVS, AGENTS, EXPERIMENTS = (Path(str(package.__file__)).parent for package in PACKAGES)
 
 # Machines and families count by their figures and parameters; how those become episodes and outcomes is code.
 EVERYBODY = (
     *(NUMA_RL / pattern for pattern in ("*.py", "simulator/*.py", "workloads/*.py", "communication/*.py")),
+    *(NUMA_RL / pattern for pattern in ("coherence/*.py", "stealing/*.py", "partition/tree_match.py")),
     ENVS / "*.py",
-    *(AGENTS / pattern for pattern in ("evaluation.py", "scheduler.py", "settings.py")),
+    *(AGENTS / pattern for pattern in ("evaluation.py", "scheduler.py", "settings.py", "tuning.py", "rules/*.py")),
+    *(EXPERIMENTS / pattern for pattern in ("scenario.py", "tune.py", "suite/work.py")),
 )
 OF_KIND = {
-    RULE: (AGENTS / "rules/*.py", NUMA_RL / "stealing/*.py", NUMA_RL / "partition/tree_match.py"),
+    RULE: (),
     PLANNER: (AGENTS / "accesses.py", AGENTS / "planners/*.py", NUMA_RL / "partition/*.py"),
-    ORACLE: (AGENTS / "rules/*.py", NUMA_RL / "stealing/*.py", AGENTS / "rollouts.py", AGENTS / "oracle/*.py"),
-    LEARNED: (AGENTS / "rules/*.py", AGENTS / "ppo/*.py"),
+    ORACLE: (AGENTS / "rollouts.py", AGENTS / "oracle/*.py"),
+    LEARNED: (AGENTS / "ppo/*.py",),
 }
 
 
@@ -37,7 +42,8 @@ def code_digest(kind: str) -> str:
     """Short hash of all code and libraries that decide how a scheduler of this kind fares."""
     patterns = (*EVERYBODY, *OF_KIND[kind])
     files = sorted({path for pattern in patterns for path in pattern.parent.glob(pattern.name)})
-    return f"{source_digest([str(path) for path in files])}-{'-'.join(versions().values())}"
+    libraries = [*versions().values(), *([version("torch")] if kind == LEARNED else [])]
+    return f"{source_digest([str(path) for path in files])}-{'-'.join(libraries)}"
 
 
 def versions() -> dict[str, str]:

@@ -98,7 +98,7 @@ class SettingsPiece:
     def inputs(self) -> dict[str, Any]:
         """See `Piece.inputs`."""
         work = {"work": "settings", "code": code_digest(RULE), "rule": self.rule, "settings": self.settings.tolist()}
-        return self.episodes.inputs | work
+        return self.episodes.inputs | work  # what a rule has by default follows from the scenario and the code
 
     def compute(self, world: World) -> Result:
         """See `Piece.compute`."""

@@ -21,6 +21,7 @@ MIB = 2**20
 MAX_NODES = 1024
 CPUS = re.compile(r"^node +(\d{1,6}) +cpus:([ \d]*)$", re.MULTILINE)
 SIZE = re.compile(r"^node +(\d{1,6}) +size: *(\d{1,12}) *MB", re.MULTILINE)
+ANY_SIZE = re.compile(r"^node +\d+ +size:")
 DISTANCES = re.compile(r"^node distances: *$", re.MULTILINE)
 HEADER = re.compile(r"^node +(\d[\d ]*)$")
 ROW = re.compile(r"^ *(\d{1,6}): *(.*)$")
@@ -40,6 +41,9 @@ def found_in_numactl(name: str, text: str) -> Found:
     Raises:
         ValueError: the text names no node or too many, a node without memory, or distances that are no square.
     """
+    for line in text.splitlines():
+        if ANY_SIZE.match(line) and not SIZE.match(line):
+            raise ValueError(f"a node's size must be a whole number of MB of up to 12 digits, got {quoted(line)}.")
     processors = {int(node): len(numbers.split()) for node, numbers in CPUS.findall(text)}
     sizes = {int(node): int(size) for node, size in SIZE.findall(text)}
     indices, distances = _distances(text)

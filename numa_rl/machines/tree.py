@@ -142,8 +142,8 @@ class ArchiveTree:
         """Keep one member: a file's content, a link's target, a folder's name. Devices are left aside."""
         path = _inside(member.name, "a member's name")
         if member.isfile():
-            if member.size > MAX_FILE_BYTES:
-                return  # nothing of a topology is as large; reading it would fail on its own
+            if member.size > MAX_FILE_BYTES or member.issparse():
+                return  # nothing of a topology is as large, or has holes that would be filled with zeros
             file = archive.extractfile(member)
             self._files[path] = file.read(MAX_FILE_BYTES) if file else b""
         elif member.issym():

@@ -89,6 +89,8 @@ def mt_kahypar_map(graph: Graph, limits: F64, distance: F64, rng: np.random.Gene
         rng: gives its seed.
     """
     library = _library("mtkahypar")
+    if len(limits) == 1:
+        return np.zeros(graph.num_vertices, np.int64)
     context = _context(library)
     factor = float(limits[0]) * len(limits) / graph.total_weight
     context.set_mapping_parameters(len(limits), max(0.0, factor - 1.0))

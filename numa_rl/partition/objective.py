@@ -21,6 +21,8 @@ from numa_rl.partition.kernel import pack
 
 ROUNDING = 1e-9  # share of a limit: more than it by less is not too much
 
+MOST_IMBALANCE = 1000  # beyond it any partition will do
+
 
 def checked_parts(graph: Graph, parts: npt.ArrayLike, num_parts: int) -> I64:
     """The part of each vertex as an array of int64, shape (V,).
@@ -142,10 +144,10 @@ def part_limits(vertex_weights: F64, shares: F64, imbalance: float) -> F64:
     Args:
         vertex_weights: shape (V,).
         shares: of the whole that each part is to have, shape (K,).
-        imbalance: epsilon, finite and >= 0.
+        imbalance: epsilon, in [0, 1000].
     """
-    if not (math.isfinite(imbalance) and imbalance >= 0):
-        raise ValueError(f"imbalance must be finite and >= 0, got {imbalance}.")
+    if not 0 <= imbalance <= MOST_IMBALANCE:
+        raise ValueError(f"imbalance must be in [0, {MOST_IMBALANCE}], got {imbalance}.")
     parts = packed(vertex_weights, shares)
     best = balance(np.bincount(parts, vertex_weights, len(shares)).astype(np.float64), shares)
     limits: F64 = (1.0 + imbalance) * max(best, 1.0) * (1.0 + ROUNDING) * shares * vertex_weights.sum()

@@ -138,7 +138,9 @@ def read_matrix_market(path: Path) -> Graph:
     Raises:
         ValueError: not such a file, not square, or too large.
     """
-    rows, columns, entries, _, _, symmetry = _checked_mminfo(path)
+    rows, columns, entries, _, kind, symmetry = _checked_mminfo(path)
+    if kind == "complex":
+        raise ValueError("a graph's matrix must hold real numbers, got complex ones.")
     if rows != columns:
         raise ValueError(f"a graph's matrix must be square, got {rows} rows and {columns} columns.")
     _require_size(rows, entries)

@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
 
 TIMESTAMP, CONTEXT, GENERATED = COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+MOST_CHARACTERS = 65_536  # of a line
 MAX_TOKENS = 10**9  # far above any model's context: a larger count is an error in the file
 
 
@@ -68,7 +70,7 @@ def read_azure_trace(path: str | Path) -> AzureTrace:
 def _rows(path: Path) -> Iterator[tuple[float, int, int]]:
     """Arrival, context and generated tokens of each request."""
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, strict=True)
+        reader = csv.reader(_lines(file, path), strict=True)
         header: list[str] | None = None
         first = previous = None
         try:
@@ -97,6 +99,14 @@ def _rows(path: Path) -> Iterator[tuple[float, int, int]]:
             raise ValueError(f"{path}:{reader.line_num}: a row must be CSV: {error}.") from error
         if header is None:
             raise ValueError(f"{path}: trace must open with the columns {', '.join(COLUMNS)}, got an empty file.")
+
+
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
+    """The file's lines, each of a length that fits in memory."""
+    while line := file.readline(MOST_CHARACTERS + 1):
+        if len(line) > MOST_CHARACTERS:
+            raise ValueError(f"{path}: a line must have at most {MOST_CHARACTERS} characters, got more.")
+        yield line
 
 
 def _time(text: str, where: str) -> datetime:

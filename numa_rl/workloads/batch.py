@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from numa_rl.workloads.lublin import lublin_jobs
-from numa_rl.workloads.parameters import require
+from numa_rl.workloads.parameters import MOST_TASKS, require
 from numa_rl.workloads.processes import FloatArray, IntArray, interarrival_s, lognormal
 from numa_rl.workloads.swf import UNKNOWN, read_swf
 from numa_rl.workloads.workload import NEVER, NO_OBJECT, Workload
@@ -92,6 +92,7 @@ class HpcBatch:
     def __post_init__(self) -> None:
         """Check the ranges and read the trace."""
         require(self, "num_tasks max_ranks max_steps trace_jobs", ">= 1", lambda value: value >= 1)
+        require(self, "num_tasks", f"at most {MOST_TASKS}", lambda value: value <= MOST_TASKS)
         require(self, "max_processors", ">= 8", lambda value: value >= 8)
         require(self, "burstiness", ">= 1", lambda value: value >= 1)
         positive = "jobs_per_s burst_s recorded_step_s step_flops step_s flops_per_byte median_rank_bytes memory_scale"

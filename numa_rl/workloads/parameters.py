@@ -10,6 +10,8 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
+MOST_TASKS = 10**6  # of an episode: more would not end in a day
+
 # What a type is called in messages: TOML's words.
 KINDS = {int: "integer", float: "number", bool: "boolean", str: "string", dict: "table"}
 

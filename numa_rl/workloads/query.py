@@ -23,7 +23,7 @@ from functools import cached_property
 import numpy as np
 
 from numa_rl.workloads.graph_stream import GraphKind, GraphStream, in_rows, shared_input
-from numa_rl.workloads.parameters import require
+from numa_rl.workloads.parameters import MOST_TASKS, require
 from numa_rl.workloads.processes import FloatArray, IntArray
 from numa_rl.workloads.stage_graphs import TABLE_BYTES, TABLES, StageGraph, draw_stage_graph, read_stage_graphs
 from numa_rl.workloads.task_graph import topological_order
@@ -74,6 +74,7 @@ class Query:
     def __post_init__(self) -> None:
         """Check the ranges and read the trace."""
         require(self, "num_tasks num_kinds stage_tasks", ">= 1", lambda value: value >= 1)
+        require(self, "num_tasks", f"at most {MOST_TASKS}", lambda value: value <= MOST_TASKS)
         positive = "queries_per_s scale_factor part_bytes mean_task_flops flops_per_byte flops_per_s bytes_per_s"
         require(self, positive, "> 0", lambda value: value > 0)
         require(self, "output_share", ">= 0", lambda value: value >= 0)

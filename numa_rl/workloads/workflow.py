@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from numa_rl.workloads.graph_stream import GraphKind, GraphStream
-from numa_rl.workloads.parameters import require
+from numa_rl.workloads.parameters import MOST_TASKS, require
 from numa_rl.workloads.recorded_graph import MOST_INPUTS
 from numa_rl.workloads.wfformat import read_recorded_graphs
 from numa_rl.workloads.workflow_shapes import SHAPES, shaped
@@ -70,6 +70,7 @@ class Workflow:
     def __post_init__(self) -> None:
         """Check the ranges and read the trace."""
         require(self, "num_tasks min_width max_width", ">= 1", lambda value: value >= 1)
+        require(self, "num_tasks", f"at most {MOST_TASKS}", lambda value: value <= MOST_TASKS)
         positive = "workflows_per_s mean_task_flops flops_per_byte flops_per_s bytes_per_s"
         require(self, positive, "> 0", lambda value: value > 0)
         require(self, "data_ratio runtime_sigma", ">= 0", lambda value: value >= 0)

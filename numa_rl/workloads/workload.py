@@ -112,10 +112,23 @@ class Workload:
             values = getattr(self, name)
             self._require(name, np.isfinite(values) & (values >= 0), "finite and >= 0")
         self._require("write_fraction", (self.write_fraction >= 0) & (self.write_fraction <= 1), "in [0, 1]")
+        self._require("freed_after", self.freed_after >= 0, ">= 0")
         self._require("object", (self.object >= 0) & (self.object < o), f"an object in 0..{o - 1}")
         self._require("inputs", (self.inputs >= NO_OBJECT) & (self.inputs < o), f"an object in 0..{o - 1} or -1")
         self._require("input_bytes", (self.inputs != NO_OBJECT) | (self.input_bytes == 0), "0 where there is no input")
+        self._check_sizes()
         self._check_read_only()
+
+    def _check_sizes(self) -> None:
+        """An object never shrinks."""
+        by_object = np.argsort(self.object, axis=1, kind="stable")
+        objects = np.take_along_axis(self.object, by_object, axis=1)
+        sizes = np.take_along_axis(self.object_bytes, by_object, axis=1)
+        grows = np.diff(sizes, axis=1, prepend=0.0) >= 0
+        first = np.diff(objects, axis=1, prepend=-1) != 0
+        good = np.empty_like(grows)
+        np.put_along_axis(good, by_object, grows | first, axis=1)
+        self._require("object_bytes", good, "at least what the object had before")
 
     def _check_read_only(self) -> None:
         """An object that is read only is written by its first task alone, and keeps its size."""
@@ -159,6 +172,15 @@ class Workload:
     def num_inputs(self) -> int:
         """Number of inputs P a task can have."""
         return int(self.inputs.shape[2])
+
+    @property
+    def is_one_graph(self) -> bool:
+        """Whether an episode is one graph of tasks that could be known before it starts.
+
+        Its tasks follow their inputs, and all arrive at once, or when what is there from the start has been loaded. In
+        a stream of graphs nobody knows the next one.
+        """
+        return self.follows_inputs and all(len(np.unique(times)) <= 2 for times in self.arrival_s)
 
     def take(self, episodes: Any) -> Workload:
         """The same workload with only these episodes (an index array or slice over E)."""
