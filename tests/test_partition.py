@@ -307,7 +307,7 @@ def test_an_edge_of_one_end_or_given_twice_is_refused():
         (lambda: require_shares(0, None), "num_parts must be a whole number >= 1, got 0."),
         (lambda: require_shares(2, [1.0]), "target_shares must have shape (2,), one for each part, got (1,)."),
         (lambda: require_shares(2, [1.0, 0.0]), "target_shares must be finite and > 0, got 0.0."),
-        (lambda: part_limits(np.ones(2), np.ones(1), -0.1), "imbalance must be finite and >= 0, got -0.1."),
+        (lambda: part_limits(np.ones(2), np.ones(1), -0.1), "imbalance must be in [0, 1000], got -0.1."),
         (lambda: workload_graph(toy_workload([Task(num_bytes=1.0)]), 1), "episode must be in 0..0, got 1."),
         (lambda: workload_graph(toy_workload([Task()]), 0, [1, 2]), "task_weights must have shape (1,), got (2,)."),
         (lambda: grid(), "sides must be >= 1, got ()."),

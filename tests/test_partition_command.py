@@ -103,7 +103,7 @@ def test_methods_that_cannot_do_it_say_why(ring, capsys):
             {"method": "zoltan"},
             "--method must be one of multilevel, spectral, metis, kahip, mt-kahypar, multilevel-map",
         ),
-        ({"imbalance": -1.0}, "imbalance must be finite and >= 0, got -1.0."),
+        ({"imbalance": -1.0}, "imbalance must be in [0, 1000], got -1.0."),
         ({"trade_off": float("nan"), "method": "multilevel"}, "trade_off must be finite and >= 0, got nan."),
         ({"seed": -1}, "--seed must be >= 0, got -1."),
         ({"machine": "none"}, "machine must be one of "),

@@ -223,8 +223,8 @@ def test_a_missing_library_names_the_extra(monkeypatch):
         ({"num_parts": 0}, "num_parts must be a whole number >= 1, got 0."),
         ({"num_parts": 2.5}, "num_parts must be a whole number >= 1, got 2.5."),
         ({"method": "chaco"}, "method must be one of multilevel, spectral, metis, kahip, mt-kahypar, got 'chaco'."),
-        ({"imbalance": -0.1}, "imbalance must be finite and >= 0, got -0.1."),
-        ({"imbalance": np.nan}, "imbalance must be finite and >= 0, got nan."),
+        ({"imbalance": -0.1}, "imbalance must be in [0, 1000], got -0.1."),
+        ({"imbalance": np.nan}, "imbalance must be in [0, 1000], got nan."),
         ({"target_shares": [1, 2, 3]}, "target_shares must have shape (2,), one for each part, got (3,)."),
         ({"method": "metis", "num_parts": 10}, "num_parts must be at most 9 for method metis, got 10."),
         (
