@@ -271,7 +271,9 @@ def test_a_learned_policy_plays_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     Suite(tmp_path / "out", path, rules=RULES, definition=definition, no_oracle=True, workers=1).run()
     rows = pq.read_table(tmp_path / "out" / "suite.parquet").to_pylist()
     assert {row["cell"] for row in rows if row["kind"] == "learned"} == {row["cell"] for row in rows}
-    assert "learned against each cell's best rule: " in capsys.readouterr().out.splitlines()[1]
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].startswith("The policy was trained on ")
+    assert "learned against each cell's best rule: " in said[2]
     before = LearnedPlayer.read(path).inputs
     save_untrained(path, 6)
     assert LearnedPlayer.read(path).inputs != before

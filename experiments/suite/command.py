@@ -81,7 +81,7 @@ class Suite:
         for player in others:
             if isinstance(player, LearnedPlayer):
                 console.print(
-                    f"{player.name} was trained on {player.trained_on}; what it does there says nothing of elsewhere.",
+                    f"The policy was trained on {player.trained_on}; what it does there says nothing of elsewhere.",
                     soft_wrap=True,
                     highlight=False,
                     markup=False,
