@@ -1,0 +1,1 @@
+"""Studies: what the tool finds out about the chapter's cases."""
