@@ -31,7 +31,7 @@ OBSERVATION_LIMIT = np.float32(1e6)
 class TaskFeature:
     """Columns of the group "task", each in units of the reference time unless said otherwise."""
 
-    COMPUTE = 0  # flops on an average core
+    COMPUTE = 0  # flops on an average core, and overhead
     MEMORY = 1  # own bytes from an average local memory
     WRITE_FRACTION = 2  # in [0, 1]
     SIZE = 3  # the object's size over an average node's memory
@@ -176,7 +176,7 @@ def write_task(machines, tasks, state, b, offsets, scale, reference_s, window_s,
             write_where(machines, state, b, source, seconds, shares, inputs)
             total += seconds
     task = row[offsets.task : offsets.task + TASK_COUNT]
-    task[COMPUTE] = tasks.flops[e, t] * scale.s_per_flop[m] / reference_s
+    task[COMPUTE] = (tasks.flops[e, t] * scale.s_per_flop[m] + tasks.overhead_s[e, t]) / reference_s
     task[MEMORY] = tasks.bytes[e, t] * local / reference_s
     task[WRITE_FRACTION] = tasks.write_fraction[e, t]
     task[SIZE] = np.float32(size) / scale.memory_bytes[m]

@@ -28,14 +28,18 @@ def core_s_per_byte(topology: Topology) -> FloatArray:
     )
 
 
-def service_s(flops: Any, num_bytes: Any, input_bytes: Any, flops_per_s: Any, s_per_byte: Any) -> FloatArray:
-    """Seconds of a task on one core: the roofline [1] of its own object, then its inputs; arrays broadcast.
+def service_s(
+    flops: Any, num_bytes: Any, input_bytes: Any, overhead_s: Any, flops_per_s: Any, s_per_byte: Any
+) -> FloatArray:
+    """Seconds of a task on one core: the roofline [1] of its own object, its inputs, its overhead; arrays broadcast.
 
     Args:
         flops: arithmetic.
         num_bytes: bytes moved between the core and the task's own object.
         input_bytes: bytes read from its inputs.
+        overhead_s: what it takes besides.
         flops_per_s: peak of the core.
         s_per_byte: seconds for a byte, see `core_s_per_byte`.
     """
-    return np.asarray(np.maximum(flops / flops_per_s, num_bytes * s_per_byte) + input_bytes * s_per_byte)
+    own_s = np.maximum(flops / flops_per_s, num_bytes * s_per_byte)
+    return np.asarray(own_s + input_bytes * s_per_byte + overhead_s)

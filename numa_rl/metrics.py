@@ -274,7 +274,9 @@ def _work_s(simulator: Simulator, topology: Topology, rows: npt.NDArray[np.int64
     decided = np.arange(workload.num_tasks) < simulator.state.task[rows, None]
     own, read = workload.bytes[episode].astype(np.float64), workload.input_bytes[episode].sum(axis=2, dtype=np.float64)
     s_per_byte = np.diagonal(core_s_per_byte(topology)).min()
-    alone_s = service_s(workload.flops[episode], own, read, topology.flops_per_s.max(), s_per_byte)
+    alone_s = service_s(
+        workload.flops[episode], own, read, workload.overhead_s[episode], topology.flops_per_s.max(), s_per_byte
+    )
     cores_s = (alone_s * decided).sum(axis=1) / topology.cores.max()
     memory_s = ((own + read) * decided).sum(axis=1) / topology.memory_bandwidth_bytes_per_s.max()
     return np.asarray(np.maximum(cores_s, memory_s), np.float64)

@@ -352,7 +352,7 @@ class Reference:
 
         compute = float(self.workload.flops[e, t]) / float(self.topology.flops_per_s[node])
         s_per_byte = sum(share * self.stream_s_per_byte(node, n, write_fraction) for n, share in shares.items())
-        service = max(compute, num_bytes * s_per_byte)
+        service = max(compute, num_bytes * s_per_byte) + float(self.workload.overhead_s[e, t])
         reading, coherence = self.reading_s(node), self.coherence_s(node)
         moving = sum(self.migration_s(*move) for move in moves)
         core = min(range(len(self.core_free_s[node])), key=lambda index: self.core_free_s[node][index])

@@ -53,6 +53,7 @@ class Task:
     write_fraction: float = 0.0
     size: float = 100.0
     reads: tuple[tuple[int, float], ...] = ()
+    overhead_s: float = 0.0
 
 
 def toy_workload(*episodes: Sequence[Task], freed_after: dict[int, int] | None = None) -> Workload:
@@ -76,6 +77,7 @@ def toy_workload(*episodes: Sequence[Task], freed_after: dict[int, int] | None =
         inputs=np.reshape([[padded(task, 0, NO_OBJECT) for task in tasks] for tasks in episodes], shape),
         input_bytes=np.reshape([[padded(task, 1, 0.0) for task in tasks] for tasks in episodes], shape),
         freed_after=[freed] * len(episodes),
+        overhead_s=[[task.overhead_s for task in tasks] for tasks in episodes],
     )
 
 
@@ -151,6 +153,7 @@ def workloads(draw: st.DrawFn, num_episodes: int = 1, max_tasks: int = 12) -> Wo
             rng.integers(num_tasks, size=(num_episodes, num_objects)),
         ),
         read_only=read_only,
+        overhead_s=rng.exponential(0.05, shape) * (rng.random(shape) < 0.3),
         follows_inputs=draw(st.booleans()),
     )
 

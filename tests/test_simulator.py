@@ -39,6 +39,11 @@ def test_service_takes_the_longer_of_arithmetic_and_memory():
     assert decide(started(machine, toy_workload([Task(flops=300, num_bytes=400)])), (0, 0))["exec_s"] == 4.0
 
 
+def test_overhead_comes_on_top_of_arithmetic_and_memory():
+    task = Task(flops=300, num_bytes=400, overhead_s=0.5)
+    assert decide(started(toy_machine(), toy_workload([task])), (0, 0))["exec_s"] == 4.5
+
+
 def test_reads_and_writes_cross_a_link_in_opposite_directions():
     machine = toy_machine(bandwidth_bytes_per_s=[[100.0, 100.0], [100.0, 100.0]], link_bandwidth_bytes_per_s=[20.0] * 2)
 

@@ -5,7 +5,7 @@ they lead to nothing better. Pages are not split here. The bound on the rest of 
 the least that each can cost on any node with cores:
 
     wait until a core of that node is free, as it is now, and until the object and the inputs are written,
-    + max(flops / peak, bytes x the least seconds per byte to any memory)
+    + max(flops / peak, bytes x the least seconds per byte to any memory) + overhead
     + alpha x (input bytes x the same + the least latency), for inputs that will be there.
 
 Loads only ever slow a stream, so figures of the idle machine are least ones; migration, coherence and Imbalance are
@@ -190,6 +190,7 @@ def least_times(world: World, simulator: Simulator, machine: int, episode: int) 
     read = input_bytes(accesses(workload, episode), workload.num_tasks)[:, None]
     creates = creators(workload, episode) == np.arange(workload.num_tasks)
     service = np.maximum(flops * figures.s_per_flop[machine, :k], moved * s_per_byte)
+    service += workload.overhead_s[episode, :, None]
     inputs = read * s_per_byte + (read > 0) * latency.min(axis=1)
     fits = _always_fits(world, machine, episode)
     slack = 1.0 - ROUNDING

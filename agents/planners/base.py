@@ -50,4 +50,4 @@ def local_task_s(workload: Workload, episode: int, topology: Topology) -> F64:
     s_per_byte = np.diagonal(core_s_per_byte(topology))
     flops, moved = (getattr(workload, name)[episode].astype(np.float64)[:, None] for name in ("flops", "bytes"))
     read = input_bytes(accesses(workload, episode), workload.num_tasks)[:, None]
-    return service_s(flops, moved, read, topology.flops_per_s, s_per_byte)
+    return service_s(flops, moved, read, workload.overhead_s[episode, :, None], topology.flops_per_s, s_per_byte)

@@ -18,12 +18,12 @@ from numa_rl.workloads.workload import Workload, WorkloadFamily
 def local_service_s(workload: Workload, topology: Topology) -> float:
     """Mean service time of a task on the idle machine with all its data on its own node, seconds.
 
-    max(flops / peak, bytes / bandwidth) + input bytes / bandwidth, of one core; the mean over tasks, and over cores
-    where nodes differ. Scenarios take it as their unit of time, `reference_s`.
+    max(flops / peak, bytes / bandwidth) + input bytes / bandwidth + overhead, of one core; the mean over tasks, and
+    over cores where nodes differ. Scenarios take it as their unit of time, `reference_s`.
     """
     own, read = _task_bytes(workload)
     mean_s = [
-        float(service_s(workload.flops, own, read, topology.flops_per_s[node], s_per_byte).mean())
+        float(service_s(workload.flops, own, read, workload.overhead_s, topology.flops_per_s[node], s_per_byte).mean())
         for node, s_per_byte in enumerate(np.diagonal(core_s_per_byte(topology)))
     ]
     return float(np.average(mean_s, weights=topology.cores))

@@ -234,6 +234,7 @@ def forecast(
         pair, inward, outward, loaded = machines.pair_s_per_byte[m, row], routes[0, row], routes[1, row], routes[5, row]
         computing = tasks.flops[e, t] * machines.s_per_flop[m, n]
         fixed = np.float32(max(ready, state.node_free_s[b, n]) - state.now_s[b]) + alpha * reading[n]
+        fixed += tasks.overhead_s[e, t]
         placed = estimate[row]
         for d in range(width):
             s_per_byte = stream_s_per_byte(

@@ -264,6 +264,7 @@ def decide(machines, tasks, state, outcome, b, node, data_node, weights, window_
         else:
             s_per_byte, _ = transfer_cost(machines, state, b, node, target, write_fraction, window_s)
         service = max(tasks.flops[e, t] * machines.s_per_flop[m, node], num_bytes * s_per_byte)  # roofline [3]
+        service += tasks.overhead_s[e, t]
         inputs = input_transfer(machines, tasks, state, b, node, window_s, work)
         coherence = task_coherence(machines, tasks, state, b, node, window_s)
         if migrated or replicated:

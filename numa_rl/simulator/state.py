@@ -171,6 +171,7 @@ class Tasks(NamedTuple):
     first_freed: I32  # (E, T) the first object freed after this task, or -1
     next_freed: I32  # (E, O) the next object freed after the same task, or -1
     read_only: Bool  # (E, O) objects that no task writes once they exist
+    overhead_s: F32  # (E, T)
     follows_inputs: np.bool_  # whether time moves on to when the next task's inputs are ready
 
 
@@ -197,6 +198,7 @@ def compile_tasks(workload: Workload) -> Tasks:
         first_freed,
         next_freed,
         workload.read_only,
+        workload.overhead_s,
         np.bool_(workload.follows_inputs),
     )
 

@@ -38,6 +38,8 @@ class Workload:
             memory when the last task that uses it has been placed, not when that task ends.
         read_only: objects that no task writes once they exist, such as weights or tables, shape (E, O): their size
             stays, and they can be replicated. None of them by default.
+        overhead_s: seconds each task takes on any core besides its arithmetic and its accesses, such as what software
+            adds to the messages that it sends, shape (E, T). 0 by default.
         follows_inputs: whether time moves on to when the next task's inputs are ready, as in a graph of tasks; in
             a stream it moves to the arrival only, and tasks wait.
 
@@ -56,6 +58,7 @@ class Workload:
     input_bytes: npt.NDArray[np.float32]
     freed_after: npt.NDArray[np.int32]
     read_only: npt.NDArray[np.bool_] = None  # type: ignore[assignment]  # an array once it is made
+    overhead_s: npt.NDArray[np.float32] = None  # type: ignore[assignment]  # the same
     follows_inputs: bool = False
 
     def __post_init__(self) -> None:
@@ -70,6 +73,8 @@ class Workload:
         }
         if self.read_only is None:
             object.__setattr__(self, "read_only", np.zeros(np.shape(self.freed_after), np.bool_))
+        if self.overhead_s is None:
+            object.__setattr__(self, "overhead_s", np.zeros(np.shape(self.arrival_s), np.float32))
         for item in fields(self):
             if item.name not in SCALARS:
                 array: npt.NDArray[Any] = np.ascontiguousarray(
@@ -91,7 +96,7 @@ class Workload:
         if self.freed_after.ndim != 2:
             raise ValueError(f"{self.name}: freed_after must have shape ({e}, O), got {self.freed_after.shape}.")
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
-            ("flops", "bytes", "write_fraction", "object", "object_bytes"), (e, t)
+            ("flops", "bytes", "write_fraction", "object", "object_bytes", "overhead_s"), (e, t)
         )
         shapes |= {
             "inputs": (e, t, self.num_inputs),
@@ -108,7 +113,7 @@ class Workload:
         o = self.num_objects
         self._require("arrival_s", np.isfinite(self.arrival_s) & (self.arrival_s >= 0), "finite and >= 0")
         self._require("arrival_s", np.diff(self.arrival_s, axis=1, prepend=0.0) >= 0, "non-decreasing along an episode")
-        for name in ("flops", "bytes", "object_bytes", "input_bytes"):
+        for name in ("flops", "bytes", "object_bytes", "input_bytes", "overhead_s"):
             values = getattr(self, name)
             self._require(name, np.isfinite(values) & (values >= 0), "finite and >= 0")
         self._require("write_fraction", (self.write_fraction >= 0) & (self.write_fraction <= 1), "in [0, 1]")
