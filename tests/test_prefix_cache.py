@@ -17,7 +17,7 @@ from agents.rules.catalog import make_rule
 from envs.reward import RewardWeights
 from envs.world import World
 from numa_rl.machines.catalog import load_machine
-from numa_rl.workloads.kv_cache import attended_pairs
+from numa_rl.transformer.kv_cache import attended_pairs
 from numa_rl.workloads.mooncake import BLOCK_TOKENS, read_mooncake_trace
 from numa_rl.workloads.prefix_cache import (
     MOONCAKE_ADDED_SIGMA,

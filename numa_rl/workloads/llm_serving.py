@@ -37,8 +37,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from numa_rl.transformer.kv_cache import attended_pairs, attention_flops_per_pair, kv_bytes_per_token
 from numa_rl.workloads.azure import AzureTrace, read_azure_trace
-from numa_rl.workloads.kv_cache import attended_pairs, attention_flops_per_pair, kv_bytes_per_token
 from numa_rl.workloads.parameters import require
 from numa_rl.workloads.processes import FloatArray, IntArray, drift_steps, interarrival_s, lognormal
 from numa_rl.workloads.workload import NEVER, NO_OBJECT, Workload

@@ -39,7 +39,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from numa_rl.workloads.kv_cache import attention_flops_per_pair, kv_bytes_per_token
+from numa_rl.transformer.kv_cache import attention_flops_per_pair, kv_bytes_per_token
 from numa_rl.workloads.llm_serving import MOONCAKE_GENERATED_SIGMA, MOONCAKE_MEDIAN_GENERATED_TOKENS
 from numa_rl.workloads.mooncake import BLOCK_TOKENS, MooncakeTrace, read_mooncake_trace
 from numa_rl.workloads.parameters import require

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from numa_rl.workloads.kv_cache import attended_pairs
+from numa_rl.transformer.kv_cache import attended_pairs
 from numa_rl.workloads.prefix_requests import BoolArray, PrefixRequests, Segments, places
 from numa_rl.workloads.processes import FloatArray, IntArray
 from numa_rl.workloads.workload import NEVER, NO_OBJECT, Workload

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from numa_rl.workloads.processes import FloatArray, IntArray
+from numa_rl.topology import FloatArray, IntArray
 
 
 def kv_bytes_per_token(layers: int, kv_heads: int, head_dim: int, bytes_per_element: float) -> float:
