@@ -5,7 +5,7 @@ READY := .venv/.ready
 # Every page anew, for what an earlier build has warned of is not said again; a warning is an error.
 SPHINX := $(BIN)/sphinx-build -W --keep-going -E -q docs docs/_build/html
 
-.PHONY: setup demo test bench docs clean
+.PHONY: setup demo test fuzz bench docs clean
 
 setup: $(READY)
 
@@ -25,6 +25,10 @@ test: $(READY)
 	$(BIN)/lint-imports
 	$(SPHINX)
 	$(BIN)/pytest
+
+# The same tests on other random examples each time, for hours if you like.
+fuzz: $(READY)
+	$(BIN)/pytest --hypothesis-profile=explore
 
 bench: $(READY)
 	@$(BIN)/numa-rl bench
