@@ -1,0 +1,180 @@
+"""What a split of attention costs, counted: bytes between nodes, memory and arithmetic of each node.
+
+The phases are those of `numa_rl.transformer.attention`; `numa_rl.transformer.blocked_attention` executes them, and its
+counters agree with these formulas.
+
+Dimension key: p nodes, s sequence parts, h head parts, K reads between nodes.
+
+References:
+    [1] The chapter, section 16.3.1: traffic of the sequence, head and hybrid splits.
+    [2] T. Dao et al., "FlashAttention", 2022: scores are never stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from numa_rl.topology import FloatArray, IntArray
+from numa_rl.transformer.attention import AttentionShape, AttentionSplit, kv_head_range
+from numa_rl.transformer.kv_cache import attention_flops_per_pair
+from numa_rl.transformer.sequence_order import Part, attended_pairs, count_tokens, needed_tokens, sequence_parts
+
+SUM_BYTES = 4  # sums of the softmax are kept in single precision
+STATISTICS = 2  # of each query and head: the largest score, and the sum of exponentials
+
+
+@dataclass(frozen=True, eq=False)
+class Sends:
+    """What nodes read from each other, in steps: the exchange is step 0, the ring 1 to s - 1, and the return s.
+
+    Attributes:
+        step: when, shape (K,).
+        receiver: the node that reads, shape (K,).
+        sender: the node that holds it, another one, shape (K,).
+        num_bytes: how much, shape (K,).
+    """
+
+    step: IntArray
+    receiver: IntArray
+    sender: IntArray
+    num_bytes: IntArray
+
+
+class SplitCount:
+    """A shape under a split: every count, exactly, also where parts are not equal.
+
+    Args:
+        shape: what is attended to.
+        split: how it is cut.
+
+    Raises:
+        ValueError: the split does not fit the shape.
+    """
+
+    def __init__(self, shape: AttentionShape, split: AttentionSplit) -> None:
+        """Cut the sequence and the heads."""
+        split.require_fit(shape)
+        self.shape, self.split = shape, split
+        self._parts = sequence_parts(shape.tokens, split.sequence_parts, split.order)
+        columns = range(split.head_parts)
+        self._kv_heads = np.array([len(kv_head_range(shape, split, part)) for part in columns])
+        self._heads = shape.heads // split.head_parts
+
+    @cached_property
+    def part_tokens(self) -> IntArray:
+        """Tokens of each sequence part, shape (s,)."""
+        return np.array([count_tokens(part) for part in self._parts])
+
+    @cached_property
+    def home_tokens(self) -> IntArray:
+        """Tokens that each node is the home of, shape (s, h): contiguous shares of its part."""
+        edges = np.arange(self.split.head_parts + 1) * self.part_tokens[:, None] // self.split.head_parts
+        return np.diff(edges, axis=1)
+
+    @cached_property
+    def step_tokens(self) -> IntArray:
+        """Tokens whose keys and values each part uses in each step, its own in step 0, shape (s, s) [part, step]."""
+        return self._by_step(needed_tokens)
+
+    @cached_property
+    def step_pairs(self) -> IntArray:
+        """Pairs of tokens that attend to each other in each part and step, of one head and sequence, shape (s, s)."""
+        return self._by_step(attended_pairs)
+
+    def _by_step(self, counted: Callable[[Part, Part, bool], int]) -> IntArray:
+        s = self.split.sequence_parts
+        counts = [
+            [counted(self._parts[part], self._parts[(part - step) % s], self.shape.causal) for step in range(s)]
+            for part in range(s)
+        ]
+        return np.array(counts, np.int64)
+
+    @cached_property
+    def sends(self) -> Sends:
+        """All that crosses between nodes."""
+        h, s, shape = self.split.head_parts, self.split.sequence_parts, self.shape
+        sends: list[tuple[int, int, int, int]] = []
+        input_bytes = self._heads * shape.head_bytes + self._kv_heads * shape.kv_head_bytes  # of a token, by column
+        for row in range(s):
+            for column in range(h):
+                node, own = row * h + column, int(self.home_tokens[row, column])
+                for other in range(h):
+                    if other != column:
+                        there = int(self.home_tokens[row, other])
+                        sends.append((0, node, row * h + other, there * int(input_bytes[column])))
+                        sends.append((s, node, row * h + other, own * self._heads * shape.head_bytes))
+                above, token_bytes = (row - 1) % s * h + column, int(self._kv_heads[column]) * shape.kv_head_bytes
+                for step in range(1, s):
+                    sends.append((step, node, above, int(self.step_tokens[row, step]) * token_bytes))
+        kept = sorted(send for send in sends if send[-1])
+        return Sends(*np.array(kept, np.int64).reshape(-1, 4).T)
+
+    @cached_property
+    def received_bytes(self) -> IntArray:
+        """What each node reads from others, shape (p,)."""
+        received = np.zeros(self.split.num_nodes, np.int64)
+        np.add.at(received, self.sends.receiver, self.sends.num_bytes)
+        return received
+
+    @property
+    def total_bytes(self) -> int:
+        """What crosses between nodes in all."""
+        return int(self.received_bytes.sum())
+
+    @cached_property
+    def step_flops(self) -> FloatArray:
+        """Arithmetic of the scores and of the sums of values, by node and step of the ring, shape (p, s)."""
+        per_pair = self.shape.batch * attention_flops_per_pair(1, self._heads, self.shape.layer.key_dim)
+        return np.repeat(self.step_pairs * float(per_pair), self.split.head_parts, axis=0)
+
+    @cached_property
+    def projection_flops(self) -> FloatArray:
+        """Arithmetic of the four projections of each node's own tokens, shape (p,): the same under every split."""
+        per_token = 2.0 * self.shape.batch * self.shape.layer.attention_parameters
+        return np.asarray(self.home_tokens.ravel() * per_token, np.float64)
+
+    @property
+    def imbalance(self) -> float:
+        """Work of the busiest node over the mean, in attention itself: 1 where all have as much."""
+        flops = self.step_flops.sum(axis=1)
+        return float(flops.max() / flops.mean())
+
+    @cached_property
+    def working_bytes(self) -> IntArray:
+        """The most that each node holds at a time of Q, K, V, sums and output, shape (p,).
+
+        Its own Q, K and V of all heads, and those of its heads as they arrive; then, while it attends, those of its
+        heads, the sums in single precision, and the keys and values of the ring step at hand and of the next one (or
+        the outputs, when there are no more steps); then the outputs of its heads, and those of its tokens. Tiles of
+        scores stay in the caches and do not count.
+        """
+        h, shape = self.split.head_parts, self.shape
+        part, home = self.part_tokens[:, None], self.home_tokens
+        outputs = part * np.full(h, self._heads * shape.head_bytes)  # (s, h), as is all that follows
+        keys_and_values = self._kv_heads * shape.kv_head_bytes  # of a token, by column
+        sums = part * self._heads * shape.batch * (shape.layer.key_dim + STATISTICS) * SUM_BYTES
+        arriving = np.pad(self.step_tokens[:, 1:], ((0, 0), (1, 0)))
+        two_steps = (arriving[:, 1:] + arriving[:, :-1]).max(axis=1, initial=0)[:, None] * keys_and_values
+        of_heads = outputs + part * keys_and_values
+        attending = of_heads + sums + np.maximum(two_steps, outputs)
+        if h == 1:  # whoever projects also attends
+            return np.asarray(attending.ravel())
+        token_bytes = shape.heads * shape.head_bytes
+        arriving_heads = of_heads + home * (token_bytes + shape.layer.num_kv_heads * shape.kv_head_bytes)
+        leaving = outputs + home * token_bytes
+        return np.asarray(np.maximum(np.maximum(arriving_heads, attending), leaving).ravel())
+
+    @cached_property
+    def peak_bytes(self) -> IntArray:
+        """The most activations that each node holds at a time, shape (p,): its share of X stays, for the residual."""
+        x = self.home_tokens.ravel() * (self.shape.batch * self.shape.width * self.shape.bytes_per_element)
+        return x + self.working_bytes
+
+    @property
+    def peak_bytes_with_weights(self) -> IntArray:
+        """The same with the layer's four matrices, which every node has, shape (p,)."""
+        return self.peak_bytes + self.shape.weight_bytes
