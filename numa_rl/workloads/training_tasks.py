@@ -1,0 +1,427 @@
+"""The tasks of transformer training, written down as a program would run them.
+
+Dimension key: p ranks, L lanes, T tasks, O objects.
+
+A rank is one of MP x DP x PP and stands for a socket; its L lanes stand for the socket's cores, and share every
+operation in equal parts. A lane holds 1 / L of its rank's weights, and makes 1 / L of what a block of layers puts out,
+from all that goes in.
+
+**What a task reads.** Of a lane's share of one block, w bytes of weights, one boundary between layers of a bytes, and
+k boundaries that the k layers of the block keep for the backward pass:
+
+    forward             the weights w, and all lanes' part of the block's input, L a; makes k a
+    backward, input     the weights w, all lanes' part of the output's gradient, L a, and what its forward task kept,
+                        k a; makes a
+    backward, weights   all lanes' part of the block's input, L a, and its own part of the output's gradient, a;
+                        adds to its gradients, 2 w, or w where it is the first to write them
+
+What a layer makes inside stays in the cache of its core: no bytes are counted for it, and nothing for computing it
+again. At the end of the model the gradient of the loss is taken from the output as that is read. The gradients with
+respect to the model's input are made as well; an embedding would need them.
+
+**Order.** Every stage runs its operations in the order of the pipeline's schedule. A backward operation first takes the
+gradients back through all of its blocks, for which the stage before waits, and then those of its weights.
+
+References:
+    [1] The chapter, sections 16.1.2 (all-reduce), 16.3.1 (heads), 16.3.2 (columns, then rows) and 16.3.4 (pipeline).
+    [2] M. Shoeybi et al., "Megatron-LM: training multi-billion parameter language models using model parallelism",
+        2019, section 3: two all-reduces of activations in each layer forward, and two backward.
+    [3] D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from numa_rl.communication.schedules import Schedule, ring
+from numa_rl.transformer.pipeline_schedule import Operations
+from numa_rl.workloads.graph_draft import GraphDraft, Messages, add_all_reduce
+
+SUMS_PER_LAYER = 2  # of activations, after attention and after the feed-forward part, in each direction [2]
+# Of Adam for each parameter [3]: both moments are moved towards the gradient and its square (3 + 4), corrected, and the
+# weight takes its step (2 + 5).
+MOMENTS_FLOPS, UPDATE_FLOPS = 7.0, 7.0
+NO_STEP = -1  # as a task's training step: it loads what is there before the first
+
+
+class Kind(IntEnum):
+    """What a task of training does."""
+
+    CHECKPOINT = 0  # a rank's weights arrive
+    WEIGHTS = 1  # a lane takes its part of them
+    OPTIMISER = 2  # and makes the optimiser's state
+    INPUT = 3  # the tokens of a micro-batch arrive, embedded
+    FORWARD = 4
+    BACKWARD_INPUT = 5  # gradients with respect to what a block was given
+    BACKWARD_WEIGHTS = 6  # and to its weights, added to those of earlier micro-batches
+    RECEIVE = 7  # activations or their gradients from another stage
+    ACTIVATION_SUM = 8  # a send of the all-reduce among model-parallel ranks
+    GRADIENT_SUM = 9  # and of that among data-parallel ranks
+    MOMENTS = 10  # the optimiser's state takes in the gradients
+    UPDATE = 11  # the weights take a step
+
+
+COMPUTING = (Kind.FORWARD, Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHTS)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Ranks: model-parallel ones are next to each other, then replicas, then stages.
+
+    Attributes:
+        model_parallel: ranks that share every layer, MP.
+        data_parallel: replicas, DP.
+        pipeline_parallel: stages, PP.
+        lanes: tasks that share an operation of a rank, L.
+    """
+
+    model_parallel: int
+    data_parallel: int
+    pipeline_parallel: int
+    lanes: int
+
+    @property
+    def num_ranks(self) -> int:
+        """MP x DP x PP."""
+        return self.model_parallel * self.data_parallel * self.pipeline_parallel
+
+    def model_ranks(self, stage: int, replica: int) -> range:
+        """Those that share the layers of one stage of one replica."""
+        first = (stage * self.data_parallel + replica) * self.model_parallel
+        return range(first, first + self.model_parallel)
+
+    def replicas(self) -> Iterator[range]:
+        """The ranks that hold the same weights, of each share of each stage."""
+        size = self.model_parallel * self.data_parallel
+        for stage in range(self.pipeline_parallel):
+            for share in range(self.model_parallel):
+                yield range(stage * size + share, (stage + 1) * size, self.model_parallel)
+
+    def workers(self, rank: int) -> list[int]:
+        """Who does the work of each lane of a rank."""
+        return list(range(rank * self.lanes, (rank + 1) * self.lanes))
+
+
+@dataclass(frozen=True)
+class LaneShare:
+    """What falls to one lane of one rank.
+
+    Attributes:
+        weights_bytes: of all its layers.
+        parameters: how many these are.
+        optimiser_bytes: what the optimiser keeps for them.
+        blocks: tasks that its rank's layers are cut into.
+        layers_per_block: layers of each.
+        boundary_bytes: of the activations between two layers, of a micro-batch.
+        bytes_per_element: size of a number.
+        weights_flops: arithmetic of a block's weights on a micro-batch, once through.
+        attention_flops: arithmetic of attention over a block's keys and values, forward.
+    """
+
+    weights_bytes: float
+    parameters: float
+    optimiser_bytes: float
+    blocks: int
+    layers_per_block: int
+    boundary_bytes: float
+    bytes_per_element: float
+    weights_flops: float
+    attention_flops: float
+
+    @property
+    def block_bytes(self) -> float:
+        """Of the weights of one block."""
+        return self.weights_bytes / self.blocks
+
+    @property
+    def kept_bytes(self) -> float:
+        """Of the activations that a block keeps until its backward pass."""
+        return self.layers_per_block * self.boundary_bytes
+
+    @property
+    def sums(self) -> int:
+        """All-reduces of activations of one block in one direction."""
+        return SUMS_PER_LAYER * self.layers_per_block
+
+
+Read = tuple[int, float]  # an object, and how many bytes of it a task reads
+
+
+class TrainingTasks:
+    """The tasks so far: loading first, then a training step with each call of `add_step`.
+
+    Attributes:
+        draft: the tasks and objects.
+        kind: what each task does, shape (T,).
+        step: the training step of each task, or `NO_STEP`, shape (T,).
+        activation_step: the training step of each object that grows with the tokens of a micro-batch, or `NO_STEP`,
+            shape (O,).
+    """
+
+    def __init__(
+        self, grid: Grid, share: LaneShare, operations: Operations, gradients: Schedule, messages: Messages
+    ) -> None:
+        """Begin with the tasks that load.
+
+        Args:
+            grid: the ranks.
+            share: what falls to each lane.
+            operations: of the stages of one replica, in one step.
+            gradients: how replicas sum their gradients.
+            messages: as what ranks send.
+        """
+        self.draft = GraphDraft()
+        self.kind: list[Kind] = []
+        self.step: list[int] = []
+        self.activation_step: list[int] = []
+        self._grid, self._share = grid, share
+        self._operations, self._gradient_schedule = operations, gradients
+        self._messages = messages
+        self._now = NO_STEP
+        self._blocks_of_piece = share.blocks // operations.num_chunks
+        self._weights: list[list[int]] = []
+        self._moments: list[list[int]] = []
+        self._gradients: list[list[int]] = []
+        self._written: set[tuple[int, int]] = set()  # ranks and blocks whose gradients are there in this step
+        # Of each replica, micro-batch and block of the model, and there of each model-parallel rank:
+        self._given: dict[tuple[int, int, int], list[list[Read]]] = {}  # what is read as its input
+        self._kept: dict[tuple[int, int, int], list[list[int]]] = {}  # what it put out
+        self._returned: dict[tuple[int, int, int], list[list[int]]] = {}  # gradients with respect to its input
+        self._load()
+
+    @property
+    def sum_messages(self) -> Messages:
+        """As what the all-reduces of a block's activations are sent: each send stands for that of every one of them."""
+        sums = self._share.sums
+        return Messages(self._messages.num_bytes * sums, self._messages.overhead_s * sums)
+
+    def add_step(self) -> None:
+        """Add a training step."""
+        self._now += 1
+        self._written.clear()
+        share, operations, ranks = self._share, self._operations, range(self._grid.num_ranks)
+        self._gradients = [self._objects(share.weights_bytes) for _ in ranks]
+        order = zip(operations.piece, operations.micro_batch, operations.backward, strict=True)
+        for piece, micro_batch, backward in order:
+            for replica in range(self._grid.data_parallel):
+                add = self._add_backward if backward else self._add_forward
+                add(int(piece), replica, int(micro_batch))
+        self._sum_gradients()
+        self._update()
+
+    def _objects(self, num_bytes: float, *, kept: bool = False, activations: bool = False) -> list[int]:
+        """An object for each lane."""
+        return [self._object(num_bytes, kept=kept, activations=activations) for _ in range(self._grid.lanes)]
+
+    def _object(self, num_bytes: float, *, kept: bool = False, activations: bool = False) -> int:
+        self.activation_step.append(self._now if activations else NO_STEP)
+        return self.draft.add_object(num_bytes, kept=kept)
+
+    def _label(self, kind: Kind) -> None:
+        """Say what the tasks that were added since the last call do."""
+        new = self.draft.num_tasks - len(self.kind)
+        self.kind += [kind] * new
+        self.step += [self._now] * new
+
+    def _load(self) -> None:
+        """Every rank reads its part of the checkpoint, and its lanes take their parts of that."""
+        share, lanes = self._share, self._grid.lanes
+        everyone = [self._grid.workers(rank) for rank in range(self._grid.num_ranks)]
+        checkpoints = [self._object(lanes * share.weights_bytes) for _ in everyone]
+        for workers, checkpoint in zip(everyone, checkpoints, strict=True):
+            self.draft.add_task(workers[0], checkpoint, num_bytes=lanes * share.weights_bytes)
+        self._label(Kind.CHECKPOINT)
+        for workers, checkpoint in zip(everyone, checkpoints, strict=True):
+            self._weights.append(self._objects(share.weights_bytes, kept=True))
+            for worker, weights in zip(workers, self._weights[-1], strict=True):
+                reads = [(checkpoint, share.weights_bytes)]
+                self.draft.add_task(worker, weights, num_bytes=share.weights_bytes, reads=reads)
+        self._label(Kind.WEIGHTS)
+        for workers in everyone:
+            self._moments.append(self._objects(share.optimiser_bytes, kept=True))
+            for worker, moments in zip(workers, self._moments[-1], strict=True):
+                self.draft.add_task(worker, moments, num_bytes=share.optimiser_bytes)
+        self._label(Kind.OPTIMISER)
+
+    def _model_ranks(self, piece: int, replica: int) -> range:
+        return self._grid.model_ranks(piece % self._grid.pipeline_parallel, replica)
+
+    def _blocks(self, piece: int) -> range:
+        """The blocks of the model in one of its pieces."""
+        return range(piece * self._blocks_of_piece, (piece + 1) * self._blocks_of_piece)
+
+    def _add_forward(self, piece: int, replica: int, micro_batch: int) -> None:
+        share, ranks = self._share, self._model_ranks(piece, replica)
+        blocks = self._blocks(piece)
+        if piece == 0:
+            given = self._read_tokens(ranks)
+        else:
+            given = self._receive(ranks, self._kept[replica, micro_batch, blocks[0] - 1])
+        for block in blocks:
+            kept = [self._objects(share.kept_bytes, activations=True) for _ in ranks]
+            for rank, reads, made in zip(ranks, given, kept, strict=True):
+                for worker, weights, obj in zip(self._grid.workers(rank), self._weights[rank], made, strict=True):
+                    self.draft.add_task(
+                        worker,
+                        obj,
+                        flops=share.weights_flops + share.attention_flops,
+                        num_bytes=share.kept_bytes,
+                        reads=[(weights, share.block_bytes), *reads],
+                    )
+            self._label(Kind.FORWARD)
+            self._sum_activations(ranks, kept)
+            self._given[replica, micro_batch, block] = given
+            self._kept[replica, micro_batch, block] = kept
+            given = [self._whole(made) for made in kept]
+
+    def _add_backward(self, piece: int, replica: int, micro_batch: int) -> None:
+        ranks, blocks = self._model_ranks(piece, replica), self._blocks(piece)
+        after = self._returned.get((replica, micro_batch, blocks[-1] + 1))
+        if after is None:  # the end of the model
+            gradient = [self._whole(kept) for kept in self._kept[replica, micro_batch, blocks[-1]]]
+        else:
+            gradient = self._receive(ranks, after)
+        gradients = {}
+        for block in blocks[::-1]:
+            gradients[block] = gradient
+            returned = self._add_backward_input(ranks, self._kept[replica, micro_batch, block], gradient)
+            self._returned[replica, micro_batch, block] = returned
+            gradient = [self._whole(made) for made in returned]
+        for block in blocks[::-1]:
+            self._add_backward_weights(ranks, block, self._given[replica, micro_batch, block], gradients[block])
+
+    def _add_backward_input(
+        self, ranks: Sequence[int], kept: Sequence[Sequence[int]], gradient: Sequence[Sequence[Read]]
+    ) -> list[list[int]]:
+        """Add the tasks of one block; what they make, of each rank and lane."""
+        share = self._share
+        returned = [self._objects(share.boundary_bytes, activations=True) for _ in ranks]
+        for rank, own, reads, made in zip(ranks, kept, gradient, returned, strict=True):
+            lanes = zip(self._grid.workers(rank), self._weights[rank], own, made, strict=True)
+            for worker, weights, output, obj in lanes:
+                # At the end of the model the output is among what is read for the gradient.
+                once = {weights: share.block_bytes, **dict(reads), output: share.kept_bytes}
+                self.draft.add_task(
+                    worker,
+                    obj,
+                    flops=share.weights_flops + 2 * share.attention_flops,
+                    num_bytes=share.boundary_bytes,
+                    reads=list(once.items()),
+                )
+        self._label(Kind.BACKWARD_INPUT)
+        self._sum_activations(ranks, returned)
+        return returned
+
+    def _add_backward_weights(
+        self, ranks: Sequence[int], block: int, given: Sequence[Sequence[Read]], gradient: Sequence[Sequence[Read]]
+    ) -> None:
+        share = self._share
+        for rank, inputs, outputs in zip(ranks, given, gradient, strict=True):
+            adds = (rank, block) in self._written
+            self._written.add((rank, block))
+            lanes = zip(self._grid.workers(rank), self._gradients[rank], outputs, strict=True)
+            for worker, obj, output in lanes:
+                self.draft.add_task(
+                    worker,
+                    obj,
+                    flops=share.weights_flops,
+                    num_bytes=share.block_bytes * (2.0 if adds else 1.0),
+                    write_fraction=0.5 if adds else 1.0,
+                    reads=[*inputs, output],
+                )
+        self._label(Kind.BACKWARD_WEIGHTS)
+
+    def _whole(self, lanes: Sequence[int]) -> list[Read]:
+        """To read the activations of all lanes at one boundary."""
+        return [(obj, self._share.boundary_bytes) for obj in lanes]
+
+    def _read_tokens(self, ranks: Sequence[int]) -> list[list[Read]]:
+        """Every rank of the first stage is given the tokens of a micro-batch, embedded."""
+        num_bytes = self._grid.lanes * self._share.boundary_bytes
+        tokens = [self._object(num_bytes, activations=True) for _ in ranks]
+        for rank, obj in zip(ranks, tokens, strict=True):
+            self.draft.add_task(self._grid.workers(rank)[0], obj, num_bytes=num_bytes)
+        self._label(Kind.INPUT)
+        return [[(obj, num_bytes)] for obj in tokens]
+
+    def _receive(self, ranks: Sequence[int], sent: Sequence[Sequence[int]]) -> list[list[Read]]:
+        """Each lane takes its part of what its like in another stage has made; itself, where there is one stage."""
+        num_bytes = self._share.boundary_bytes
+        if self._grid.pipeline_parallel == 1:
+            return [self._whole(objects) for objects in sent]
+        received = [self._objects(num_bytes, activations=True) for _ in ranks]
+        for rank, sources, targets in zip(ranks, sent, received, strict=True):
+            for worker, source, target in zip(self._grid.workers(rank), sources, targets, strict=True):
+                self.draft.add_task(
+                    worker,
+                    target,
+                    num_bytes=num_bytes,
+                    reads=[(source, num_bytes)],
+                    overhead_s=self._messages.seconds(num_bytes),
+                )
+        self._label(Kind.RECEIVE)
+        return [self._whole(objects) for objects in received]
+
+    def _sum_activations(self, ranks: Sequence[int], parts: Sequence[Sequence[int]]) -> None:
+        """All-reduce of what the ranks that share a block have made: all sums of its layers at once."""
+        self._all_reduce(
+            ring(len(ranks)), ranks, parts, self._share.sums * self._share.boundary_bytes, self.sum_messages
+        )
+        self._label(Kind.ACTIVATION_SUM)
+
+    def _sum_gradients(self) -> None:
+        for ranks in self._grid.replicas():
+            gradients = [self._gradients[rank] for rank in ranks]
+            self._all_reduce(self._gradient_schedule, ranks, gradients, self._share.weights_bytes, self._messages)
+        self._label(Kind.GRADIENT_SUM)
+
+    def _all_reduce(
+        self,
+        schedule: Schedule,
+        ranks: Sequence[int],
+        lanes: Sequence[Sequence[int]],
+        num_bytes: float,
+        messages: Messages,
+    ) -> None:
+        """Of vectors whose equal parts the lanes hold, as many chunks as there are or fewer."""
+        size = self._grid.lanes // schedule.num_chunks
+        add_all_reduce(
+            self.draft,
+            schedule,
+            [[row[first : first + size] for first in range(0, len(row), size)] for row in lanes],
+            [self._grid.workers(rank) for rank in ranks],
+            object_bytes=num_bytes,
+            bytes_per_element=self._share.bytes_per_element,
+            messages=messages,
+        )
+
+    def _update(self) -> None:
+        """Every lane moves the moments towards its gradients, then its weights by the moments."""
+        share, ranks = self._share, range(self._grid.num_ranks)
+        for rank in ranks:
+            lanes = zip(self._grid.workers(rank), self._moments[rank], self._gradients[rank], strict=True)
+            for worker, moments, gradient in lanes:
+                self.draft.add_task(
+                    worker,
+                    moments,
+                    flops=MOMENTS_FLOPS * share.parameters,
+                    num_bytes=2 * share.optimiser_bytes,
+                    write_fraction=0.5,
+                    reads=[(gradient, share.weights_bytes)],
+                )
+        self._label(Kind.MOMENTS)
+        for rank in ranks:
+            for worker, weights, moments in zip(
+                self._grid.workers(rank), self._weights[rank], self._moments[rank], strict=True
+            ):
+                self.draft.add_task(
+                    worker,
+                    weights,
+                    flops=UPDATE_FLOPS * share.parameters,
+                    num_bytes=2 * share.weights_bytes,
+                    write_fraction=0.5,
+                    reads=[(moments, share.optimiser_bytes)],
+                )
+        self._label(Kind.UPDATE)
