@@ -10,8 +10,8 @@ Dimension key: p stages, m micro-batches, v chunks of a stage, n = 2 p m v opera
 **Two bubbles.** With equal pieces and free communication the stages stand idle for (p - 1) (f + b) / v at each batch, f
 and b being a stage's forward and backward time of a micro-batch. Papers divide this by the time that work takes,
 m (f + b), and get (p - 1) / (v m) [2]: by how much the batch takes longer, here `bubble_over_ideal`. Divided by the
-whole time it is (p - 1) / (v m + p - 1): the share of time in which stages are idle, here `bubble_fraction`. So v chunks
-divide the first by v, and the second by a little less.
+whole time it is (p - 1) / (v m + p - 1): the share of time in which stages are idle, here `bubble_fraction`. So v
+chunks divide the first by v, and the second by less.
 
 References:
     [1] The chapter, section 16.3.4: pipelines and the 1F1B schedule.
