@@ -36,13 +36,14 @@ from numa_rl.partition.methods import partition
 from numa_rl.partition.objective import traffic_matrix
 from numa_rl.topology import Topology
 from numa_rl.transformer.kv_cache import attended_pairs
+from numa_rl.transformer.memory_plan import ElementSizes, Recompute, Training, kept_activation_bytes
 from numa_rl.transformer.model import Transformer
 from numa_rl.transformer.pipeline_schedule import ONE_F_ONE_B, Operations, operations
 from numa_rl.workloads.collective import ALGORITHMS
 from numa_rl.workloads.graph_draft import Messages
 from numa_rl.workloads.parameters import MOST_TASKS, require
 from numa_rl.workloads.processes import FloatArray, IntArray, lognormal
-from numa_rl.workloads.training_tasks import COMPUTING, Grid, Kind, LaneShare, TrainingTasks
+from numa_rl.workloads.training_tasks import COMPUTING, Grid, LaneShare, TrainingTasks
 from numa_rl.workloads.workload import NO_OBJECT, Workload
 
 
@@ -55,7 +56,7 @@ class _Program(NamedTuple):
         step: the training step of each task, -1 for loading, shape (T,).
         rank: whose task it is in the program's own layout, shape (T,).
         activation_step: the training step of each object that grows with the tokens, -1 for others, shape (O,).
-        sum_messages: as what sums of activations are sent.
+        exchanges: see `TrainingTasks`, shape (T,).
     """
 
     workload: Workload
@@ -63,7 +64,7 @@ class _Program(NamedTuple):
     step: IntArray
     rank: IntArray
     activation_step: IntArray
-    sum_messages: Messages
+    exchanges: IntArray
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class TransformerTraining:
         micro_batch_tokens: median tokens of a micro-batch, lognormal over steps.
         tokens_sigma: standard deviation of its logarithm.
         num_steps: training steps of an episode, S.
+        recompute: what the backward pass computes again instead of keeping it: "none", "attention" or "full", see
+            `transformer.memory_plan`.
         layers_per_task: layers that a task takes at once.
         lanes: tasks that share each operation of a rank, such as one for each core of a socket.
         schedule: of the pipeline: "1f1b", "gpipe" or "interleaved".
@@ -113,6 +116,7 @@ class TransformerTraining:
     micro_batch_tokens: float = 16.0
     tokens_sigma: float = 0.3
     num_steps: int = 2
+    recompute: str = Recompute.NONE.value
     layers_per_task: int = 1
     lanes: int = 2
     schedule: str = ONE_F_ONE_B
@@ -140,6 +144,9 @@ class TransformerTraining:
         require(self, "tokens_sigma message_overhead_s compute_sigma", ">= 0", lambda value: value >= 0)
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}.")
+        known = [kind.value for kind in Recompute]
+        if self.recompute not in known:
+            raise ValueError(f"recompute must be one of {', '.join(known)}, got {self.recompute!r}.")
         _require_multiple("heads", self.heads, self.model_parallel, "model_parallel")
         _require_multiple("width", self.width, self.heads, "heads")
         split = "pipeline_parallel x stage_chunks x layers_per_task"
@@ -151,13 +158,12 @@ class TransformerTraining:
             _require_multiple("data_parallel", self.data_parallel, self.group_ranks, "group_ranks")
         _require_multiple("lanes", self.lanes, self.gradient_schedule.num_chunks, "the chunks of the gradients' sum")
         _require_multiple("lanes", self.lanes, self.model_parallel, "model_parallel, the chunks of activations")
-        blocks = self.layers // self.layers_per_task * self.lanes * self.model_parallel
-        if 3 * blocks * self.micro_batches * self.num_steps > MOST_TASKS:
-            raise ValueError(
-                f"an episode must have at most {MOST_TASKS} tasks, got {3 * blocks * self.micro_batches} computations "
-                f"in each of {self.num_steps} steps; a larger layers_per_task has fewer."
-            )
         assert self.operations is not None  # checks the schedule
+        if self.num_tasks > MOST_TASKS:
+            raise ValueError(
+                f"an episode must have at most {MOST_TASKS} tasks, got {self.num_tasks}; a larger layers_per_task, and "
+                f"fewer micro_batches or lanes, have fewer."
+            )
 
     @cached_property
     def model(self) -> Transformer:
@@ -202,7 +208,7 @@ class TransformerTraining:
             step=np.array(tasks.step)[order],
             rank=tasks.draft.workers(**pace) // self.lanes,
             activation_step=np.array(tasks.activation_step),
-            sum_messages=tasks.sum_messages,
+            exchanges=np.array(tasks.exchanges)[order],
         )
 
     @property
@@ -212,29 +218,58 @@ class TransformerTraining:
     @property
     def _share(self) -> LaneShare:
         """What falls to one lane, of a micro-batch of the median size."""
-        blocks = self.layers // (self.pipeline_parallel * self.layers_per_task)
+        model, tokens, layers = self.model, self.micro_batch_tokens, self.layers_per_task
         shared_by = self.lanes * self.model_parallel
-        tokens = self.micro_batch_tokens
+        blocks = self.layers // (self.pipeline_parallel * layers)
+        parameters = blocks * layers * model.layer_parameters / shared_by
         pairs = tokens * float(attended_pairs(self.context, self.context)) / self.context
-        weights_flops = self.model.layer_forward_flops(tokens)
-        attention_flops = self.model.layer_forward_flops(tokens, pairs) - weights_flops
-        parameters = blocks * self.layers_per_task * self.model.layer_parameters / shared_by
+        weights_flops = layers * model.layer_forward_flops(tokens) / shared_by
+        attention_flops = layers * model.layer_forward_flops(tokens, pairs) / shared_by - weights_flops
+        again_flops = {
+            Recompute.NONE: 0.0,
+            Recompute.ATTENTION: attention_flops,
+            Recompute.FULL: weights_flops + attention_flops,
+        }
+        recompute = Recompute(self.recompute)
+        boundary_bytes, inner_bytes = self._activation_bytes(recompute)
         return LaneShare(
             weights_bytes=parameters * self.bytes_per_element,
             parameters=parameters,
             optimiser_bytes=parameters * self.optimiser_bytes,
             blocks=blocks,
-            layers_per_block=self.layers_per_task,
-            boundary_bytes=tokens * self.width * self.bytes_per_element / self.lanes,
+            layers_per_block=layers,
+            boundary_bytes=tokens * boundary_bytes / self.lanes,
+            kept_bytes=tokens * layers * (boundary_bytes / self.lanes + inner_bytes / shared_by),
             bytes_per_element=self.bytes_per_element,
-            weights_flops=self.layers_per_task * weights_flops / shared_by,
-            attention_flops=self.layers_per_task * attention_flops / shared_by,
+            weights_flops=weights_flops,
+            attention_flops=attention_flops,
+            again_flops=again_flops[recompute],
+            again=recompute is Recompute.FULL,
         )
+
+    def _activation_bytes(self, recompute: Recompute) -> tuple[float, float]:
+        """What waits for a layer's backward pass, for each token: between layers, and within, which MP ranks share."""
+        size = self.bytes_per_element
+        training = Training(
+            self.model, sequence_tokens=self.context, sizes=ElementSizes(size, size, self.optimiser_bytes, size, size)
+        )
+        boundary, all_kept = (
+            float(kept_activation_bytes(training, 1, kind)) / self.context for kind in (Recompute.FULL, recompute)
+        )
+        return boundary, all_kept - boundary
 
     @property
     def num_tasks(self) -> int:
         """Tasks of an episode, T."""
-        return self._program.workload.num_tasks
+        mp, lanes, ranks = self.model_parallel, self.lanes, self.num_ranks
+        blocks = self.layers // self.layers_per_task
+        crossings = self.pipeline_parallel * self.stage_chunks - 1 if self.pipeline_parallel > 1 else 0
+        of_block = 3 * mp * lanes + 2 * 2 * (mp - 1) * lanes  # computations, and sends of two rings
+        of_micro_batch = blocks * of_block + 2 * crossings * mp * lanes + mp
+        chunk_sends = int(self.gradient_schedule.chunks.sum())
+        gradient_sends = ranks // self.data_parallel * chunk_sends * lanes // self.gradient_schedule.num_chunks
+        of_step = self.micro_batches * of_micro_batch + gradient_sends + 2 * ranks * lanes
+        return ranks * (1 + 2 * lanes) + self.num_steps * of_step
 
     @property
     def task_step(self) -> IntArray:
@@ -250,10 +285,6 @@ class TransformerTraining:
     def task_rank(self) -> IntArray:
         """Whose task each is in the program's own layout, shape (T,)."""
         return self._program.rank
-
-    def rank_of_worker(self, worker: int) -> int:
-        """The rank to which a worker belongs: its lanes are numbered one after another."""
-        return worker // self.lanes
 
     def generate(self, rng: np.random.Generator, num_episodes: int) -> Workload:
         """Make `num_episodes` episodes; more episodes from the same generator extend fewer."""
@@ -301,14 +332,10 @@ class TransformerTraining:
             follows_inputs=True,
         )
 
-    def _overhead_s(self, sent_bytes: FloatArray) -> FloatArray:
-        """What software adds to each task that sends so many bytes, shape (E, T)."""
-        program = self._program
-        sums = program.kind == Kind.ACTIVATION_SUM
-        sends = np.isin(program.kind, (Kind.RECEIVE, Kind.GRADIENT_SUM))
-        overhead_s = np.where(sends, self._messages.seconds(sent_bytes), 0.0)
-        overhead_s[:, sums] = program.sum_messages.seconds(sent_bytes[:, sums])
-        return overhead_s
+    def _overhead_s(self, read_bytes: FloatArray) -> npt.NDArray[Any]:
+        """What software adds to each task, by what it receives, shape (E, T)."""
+        exchanges = self._program.exchanges
+        return exchanges * self._messages.seconds(read_bytes / np.maximum(exchanges, 1))
 
     @cached_property
     def rank_traffic_bytes(self) -> FloatArray:

@@ -6,18 +6,17 @@ A rank is one of MP x DP x PP and stands for a socket; its L lanes stand for the
 operation in equal parts. A lane holds 1 / L of its rank's weights, and makes 1 / L of what a block of layers puts out,
 from all that goes in.
 
-**What a task reads.** Of a lane's share of one block, w bytes of weights, one boundary between layers of a bytes, and
-k boundaries that the k layers of the block keep for the backward pass:
+**What a task reads.** Of a lane's share of one block, let weights have w bytes, the activations between two layers a,
+and those that wait for the backward pass k:
 
-    forward             the weights w, and all lanes' part of the block's input, L a; makes k a
-    backward, input     the weights w, all lanes' part of the output's gradient, L a, and what its forward task kept,
-                        k a; makes a
+    forward             the weights, w, and all lanes' part of the block's input, L a; makes k, of which a is the output
+    backward, input     the weights, w, or 2 w where the layers are computed again, all lanes' part of the output's
+                        gradient, L a, and what its forward task kept, k; makes a
     backward, weights   all lanes' part of the block's input, L a, and its own part of the output's gradient, a;
                         adds to its gradients, 2 w, or w where it is the first to write them
 
-What a layer makes inside stays in the cache of its core: no bytes are counted for it, and nothing for computing it
-again. At the end of the model the gradient of the loss is taken from the output as that is read. The gradients with
-respect to the model's input are made as well; an embedding would need them.
+What was kept is read once for both backward tasks. At the end of the model the gradient of the loss is taken from the
+output as that is read. The gradients with respect to the model's input are made as well; an embedding would need them.
 
 **Order.** Every stage runs its operations in the order of the pipeline's schedule. A backward operation first takes the
 gradients back through all of its blocks, for which the stage before waits, and then those of its weights.
@@ -115,9 +114,12 @@ class LaneShare:
         blocks: tasks that its rank's layers are cut into.
         layers_per_block: layers of each.
         boundary_bytes: of the activations between two layers, of a micro-batch.
+        kept_bytes: of those of a block, its output among them, that wait for the backward pass.
         bytes_per_element: size of a number.
         weights_flops: arithmetic of a block's weights on a micro-batch, once through.
         attention_flops: arithmetic of attention over a block's keys and values, forward.
+        again_flops: what the backward pass computes again of a block.
+        again: whether that is all of the forward pass.
     """
 
     weights_bytes: float
@@ -126,9 +128,12 @@ class LaneShare:
     blocks: int
     layers_per_block: int
     boundary_bytes: float
+    kept_bytes: float
     bytes_per_element: float
     weights_flops: float
     attention_flops: float
+    again_flops: float
+    again: bool
 
     @property
     def block_bytes(self) -> float:
@@ -136,14 +141,14 @@ class LaneShare:
         return self.weights_bytes / self.blocks
 
     @property
-    def kept_bytes(self) -> float:
-        """Of the activations that a block keeps until its backward pass."""
-        return self.layers_per_block * self.boundary_bytes
+    def sums(self) -> int:
+        """All-reduces of activations of one block forward."""
+        return SUMS_PER_LAYER * self.layers_per_block
 
     @property
-    def sums(self) -> int:
-        """All-reduces of activations of one block in one direction."""
-        return SUMS_PER_LAYER * self.layers_per_block
+    def backward_sums(self) -> int:
+        """And backward."""
+        return self.sums * (2 if self.again else 1)
 
 
 Read = tuple[int, float]  # an object, and how many bytes of it a task reads
@@ -156,6 +161,8 @@ class TrainingTasks:
         draft: the tasks and objects.
         kind: what each task does, shape (T,).
         step: the training step of each task, or `NO_STEP`, shape (T,).
+        exchanges: for how many messages, or more where these are too long, each task stands that receives what another
+            rank has; 0 for others, shape (T,).
         activation_step: the training step of each object that grows with the tokens of a micro-batch, or `NO_STEP`,
             shape (O,).
     """
@@ -175,6 +182,7 @@ class TrainingTasks:
         self.draft = GraphDraft()
         self.kind: list[Kind] = []
         self.step: list[int] = []
+        self.exchanges: list[int] = []
         self.activation_step: list[int] = []
         self._grid, self._share = grid, share
         self._operations, self._gradient_schedule = operations, gradients
@@ -190,12 +198,6 @@ class TrainingTasks:
         self._kept: dict[tuple[int, int, int], list[list[int]]] = {}  # what it put out
         self._returned: dict[tuple[int, int, int], list[list[int]]] = {}  # gradients with respect to its input
         self._load()
-
-    @property
-    def sum_messages(self) -> Messages:
-        """As what the all-reduces of a block's activations are sent: each send stands for that of every one of them."""
-        sums = self._share.sums
-        return Messages(self._messages.num_bytes * sums, self._messages.overhead_s * sums)
 
     def add_step(self) -> None:
         """Add a training step."""
@@ -219,10 +221,11 @@ class TrainingTasks:
         self.activation_step.append(self._now if activations else NO_STEP)
         return self.draft.add_object(num_bytes, kept=kept)
 
-    def _label(self, kind: Kind) -> None:
+    def _label(self, kind: Kind, exchanges: int = 0) -> None:
         """Say what the tasks that were added since the last call do."""
         new = self.draft.num_tasks - len(self.kind)
         self.kind += [kind] * new
+        self.exchanges += [exchanges] * new
         self.step += [self._now] * new
 
     def _load(self) -> None:
@@ -271,7 +274,7 @@ class TrainingTasks:
                         reads=[(weights, share.block_bytes), *reads],
                     )
             self._label(Kind.FORWARD)
-            self._sum_activations(ranks, kept)
+            self._sum_activations(ranks, kept, share.sums)
             self._given[replica, micro_batch, block] = given
             self._kept[replica, micro_batch, block] = kept
             given = [self._whole(made) for made in kept]
@@ -297,21 +300,22 @@ class TrainingTasks:
     ) -> list[list[int]]:
         """Add the tasks of one block; what they make, of each rank and lane."""
         share = self._share
+        weights_read = share.block_bytes * (2 if share.again else 1)
         returned = [self._objects(share.boundary_bytes, activations=True) for _ in ranks]
         for rank, own, reads, made in zip(ranks, kept, gradient, returned, strict=True):
             lanes = zip(self._grid.workers(rank), self._weights[rank], own, made, strict=True)
             for worker, weights, output, obj in lanes:
                 # At the end of the model the output is among what is read for the gradient.
-                once = {weights: share.block_bytes, **dict(reads), output: share.kept_bytes}
+                once = {weights: weights_read, **dict(reads), output: share.kept_bytes}
                 self.draft.add_task(
                     worker,
                     obj,
-                    flops=share.weights_flops + 2 * share.attention_flops,
+                    flops=share.weights_flops + 2 * share.attention_flops + share.again_flops,
                     num_bytes=share.boundary_bytes,
                     reads=list(once.items()),
                 )
         self._label(Kind.BACKWARD_INPUT)
-        self._sum_activations(ranks, returned)
+        self._sum_activations(ranks, returned, share.backward_sums)
         return returned
 
     def _add_backward_weights(
@@ -361,40 +365,33 @@ class TrainingTasks:
                     reads=[(source, num_bytes)],
                     overhead_s=self._messages.seconds(num_bytes),
                 )
-        self._label(Kind.RECEIVE)
+        self._label(Kind.RECEIVE, exchanges=1)
         return [self._whole(objects) for objects in received]
 
-    def _sum_activations(self, ranks: Sequence[int], parts: Sequence[Sequence[int]]) -> None:
-        """All-reduce of what the ranks that share a block have made: all sums of its layers at once."""
-        self._all_reduce(
-            ring(len(ranks)), ranks, parts, self._share.sums * self._share.boundary_bytes, self.sum_messages
-        )
-        self._label(Kind.ACTIVATION_SUM)
+    def _sum_activations(self, ranks: Sequence[int], parts: Sequence[Sequence[int]], sums: int) -> None:
+        """All-reduce of what the ranks that share a block have made: a send stands for those of all sums."""
+        self._all_reduce(ring(len(ranks)), ranks, parts, self._share.boundary_bytes, sums)
+        self._label(Kind.ACTIVATION_SUM, sums)
 
     def _sum_gradients(self) -> None:
         for ranks in self._grid.replicas():
             gradients = [self._gradients[rank] for rank in ranks]
-            self._all_reduce(self._gradient_schedule, ranks, gradients, self._share.weights_bytes, self._messages)
-        self._label(Kind.GRADIENT_SUM)
+            self._all_reduce(self._gradient_schedule, ranks, gradients, self._share.weights_bytes, 1)
+        self._label(Kind.GRADIENT_SUM, exchanges=1)
 
     def _all_reduce(
-        self,
-        schedule: Schedule,
-        ranks: Sequence[int],
-        lanes: Sequence[Sequence[int]],
-        num_bytes: float,
-        messages: Messages,
+        self, schedule: Schedule, ranks: Sequence[int], lanes: Sequence[Sequence[int]], num_bytes: float, times: int
     ) -> None:
-        """Of vectors whose equal parts the lanes hold, as many chunks as there are or fewer."""
+        """So many at once, of vectors in equal parts for each lane, of as many chunks as there are lanes or fewer."""
         size = self._grid.lanes // schedule.num_chunks
         add_all_reduce(
             self.draft,
             schedule,
             [[row[first : first + size] for first in range(0, len(row), size)] for row in lanes],
             [self._grid.workers(rank) for rank in ranks],
-            object_bytes=num_bytes,
+            object_bytes=times * num_bytes,
             bytes_per_element=self._share.bytes_per_element,
-            messages=messages,
+            messages=Messages(times * self._messages.num_bytes, times * self._messages.overhead_s),
         )
 
     def _update(self) -> None:
