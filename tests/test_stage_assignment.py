@@ -127,6 +127,15 @@ def test_borders_that_share_a_link_fill_it_together():
         assign_stages(topology, layers, 3, link_s=1.9)
 
 
+def test_a_dearer_way_to_the_same_nodes_may_leave_more_room_on_links():
+    far = [[7.0, 5, 7, 3, 4], [7, 1, 3, 1, 4], [8, 2, 4, 4, 8], [2, 5, 3, 1, 7], [1, 3, 4, 4, 1]]
+    topology = toy_machine(5, latency_s=np.array(far))
+    layers = Layers([100.0] * 5, [0.0] * 5, [0.0] * 5, [150.0, 150.0, 150.0, 50.0])
+    every = all_assignments(topology, layers, 5, [1.0] * 5)
+    assert min(compute + comm for compute, comm, _, link_s, _ in every if link_s <= 7.0) == 43.0
+    assert assign_stages(topology, layers, 5, link_s=7.0).cost_s == 43.0
+
+
 def test_no_stage_waits_for_a_link_by_default():
     topology, layers = line_whose_middle_holds_one_layer()
     with pytest.raises(ValueError, match=r"links of toy are too slow: .* must pass in 1 s, link_s; 2 s would do\."):
