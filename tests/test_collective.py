@@ -17,6 +17,7 @@ from numa_rl.machines.builders import eight_socket_cube
 from numa_rl.simulator.simulator import Simulator
 from numa_rl.topology import LoadedLatency, Topology
 from numa_rl.workloads.collective import ALGORITHMS, AllReduce
+from numa_rl.workloads.graph_draft import GraphDraft, add_all_reduce
 from numa_rl.workloads.workload import NEVER, NO_OBJECT, Workload
 
 SAME_SIZES = {"gradient_bytes_sigma": 0.0, "compute_sigma": 0.0, "mean_gap_s": 0.0}
@@ -192,6 +193,37 @@ def test_who_overwrites_an_object_has_waited_for_all_who_read_it(family):
         writer[own], readers[own] = task, 0
         for obj in read:
             readers[obj] = readers.get(obj, 0) | 1 << task
+
+
+def tasks_of(workload: Workload) -> list[tuple]:
+    """What each task of the first episode uses and does, sorted."""
+    columns = (workload.object, workload.flops, workload.bytes, workload.write_fraction, workload.object_bytes)
+    read = [tuple(obj for obj in reads if obj != NO_OBJECT) for reads in workload.inputs[0].tolist()]
+    return sorted(zip(*(column[0].tolist() for column in columns), read, strict=True))
+
+
+@settings(deadline=None, max_examples=40)
+@given(family=families(), seed=st.integers(0, 2**32))
+def test_the_tasks_are_those_of_a_draft_with_an_all_reduce_in_it(family, seed):
+    family = replace(family, num_steps=1, compute_sigma=0.0, mean_gap_s=0.0)
+    workload, p, c = family.generate(np.random.default_rng(seed), 1), family.num_ranks, family.schedule.num_chunks
+    chunk_bytes = float(workload.object_bytes[0, p])
+    draft = GraphDraft()
+    replicas = [draft.add_object(c * chunk_bytes, kept=True) for _ in range(p)]
+    gradients = [[draft.add_object(chunk_bytes) for _ in range(c)] for _ in range(p)]
+    flops = family.flops_per_element * chunk_bytes / 4
+    for rank in range(p):
+        draft.add_task(rank, replicas[rank], num_bytes=c * chunk_bytes)
+        for chunk in gradients[rank]:
+            draft.add_task(rank, chunk, flops=flops, num_bytes=chunk_bytes, reads=[(replicas[rank], chunk_bytes)])
+    vectors = [[[chunk] for chunk in gradients[replica]] for replica in replica_of_rank(family, workload)]
+    sizes = {"object_bytes": chunk_bytes, "bytes_per_element": family.bytes_per_element}
+    add_all_reduce(draft, family.schedule, vectors, [[rank] for rank in range(p)], **sizes)
+    for rank in range(p):
+        moved = {"flops": 2 * c * chunk_bytes / 4, "num_bytes": 2 * c * chunk_bytes, "write_fraction": 0.5}
+        draft.add_task(rank, replicas[rank], reads=[(chunk, chunk_bytes) for chunk in gradients[rank]], **moved)
+    drafted = draft.workload("drafted", num_episodes=1, flops_per_s=40e9, bytes_per_s=20e9)
+    assert tasks_of(drafted) == tasks_of(workload)
 
 
 def test_gradients_are_created_by_computations_and_freed_by_the_update():

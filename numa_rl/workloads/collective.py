@@ -21,6 +21,9 @@ writes what it also reads: ranks that exchange halves each send the half that th
 overwrite what an earlier one may still be reading: a chunk that a rank has passed on comes back only as the sum, and
 whoever wrote the sum has waited for everyone who added to it.
 
+The tasks are those of a `GraphDraft` with an all-reduce in it, in another order: the program's own, since which replica
+is which rank differs between episodes, and a draft has one structure for all.
+
 References:
     [1] The chapter, section 16.1.2: flat ring and hierarchical all-reduce.
     [2] J. Kaplan et al., "Scaling laws for neural language models", 2020, section 2.1: 6 flop per parameter and token
@@ -38,13 +41,14 @@ import numpy.typing as npt
 
 from numa_rl.communication.collectives import require_count
 from numa_rl.communication.schedules import Schedule, halving_doubling, hierarchical, ring
+from numa_rl.workloads.graph_draft import REDUCE_FLOPS
 from numa_rl.workloads.parameters import require
 from numa_rl.workloads.processes import FloatArray, IntArray, lognormal
 from numa_rl.workloads.workload import NEVER, NO_OBJECT, Workload
 
 ALGORITHMS = ("ring", "hierarchical", "halving-doubling")
 
-REDUCE_FLOPS, UPDATE_FLOPS = 1.0, 2.0  # for each element: an addition; a step along the gradient, w - rate * g
+UPDATE_FLOPS = 2.0  # for each element: a step along the gradient, w - rate * g
 
 
 @dataclass(frozen=True)
