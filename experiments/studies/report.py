@@ -1,0 +1,90 @@
+"""The case study as tables: fits 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from experiments.studies.printed import implied_gains
+from experiments.studies.rows import Kind, Row
+
+COLUMNS = ("step ms", "gain", "E", "remote", "link", "mem", "latency", "core time")
+STYLES = {Kind.STEP: "bold", Kind.RULE: "", Kind.PLANNER: "", Kind.LEARNED: "bold green"}
+
+
+def print_rows(rows: Sequence[Row], console: Console) -> None:
+    """Print every row, and under it what the chapter prints of it."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("configuration", no_wrap=True)
+    for name in COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    last = Kind.STEP
+    for row in rows:
+        if row.kind is not last:
+            table.add_section()
+        last = row.kind
+        table.add_row(row.name, *_cells(row), style=STYLES[row.kind])
+        if row.printed is not None:
+            table.add_row("  the chapter", *_printed_cells(row), style="dim")
+    console.print(table)
+    console.print(
+        "gain: throughput over the first row's; E: parallel efficiency against one socket with everything local; "
+        "remote: share of bytes; link: the busiest one's use; mem: use of all controllers; latency: mean over bytes, "
+        "idle, against the first row's; core time: compute/local/remote/synchronisation in %.",
+        style="dim",
+        highlight=False,
+        markup=False,
+    )
+
+
+def _cells(row: Row) -> list[str]:
+    figures = row.figures
+    latency = f"{figures.latency_s * 1e9:.1f} ns" if row.latency_change == 0.0 else f"{row.latency_change:+.0%}"
+    dropped = " OOM" if figures.dropped else ""
+    return [
+        f"{figures.step_s * 1e3:.0f}{dropped}",
+        f"{row.gain:.2f}",
+        f"{row.efficiency:.1%}",
+        f"{figures.remote_bytes:.1%}",
+        f"{figures.busiest_link:.0%}",
+        f"{figures.memory:.0%}",
+        latency,
+        _time(figures.shares),
+    ]
+
+
+def _printed_cells(row: Row) -> list[str]:
+    printed = row.printed
+    assert printed is not None
+
+    def cell(value: float | None, form: str) -> str:
+        return "" if value is None else format(value, form)
+
+    return [
+        "",
+        cell(printed.gain, ".2f"),
+        cell(printed.efficiency, ".1%"),
+        cell(printed.remote_bytes, ".0%"),
+        cell(printed.link, ".0%"),
+        cell(printed.memory, ".0%"),
+        cell(printed.latency_change, "+.0%"),
+        "" if printed.time is None else _time(printed.time),
+    ]
+
+
+def _time(shares: Sequence[float]) -> str:
+    """45/20/25/10."""
+    return "/".join(f"{100.0 * share:.0f}" for share in shares)
+
+
+def print_contradictions(console: Console) -> None:
+    """Say where the chapter's figures do not fit each other."""
+    gains = ", ".join(f"its {name} {gain:.2f}x" for name, gain in implied_gains().items())
+    console.print(
+        f"The chapter's figures contradict each other: of the throughput gain, {gains}. From an efficiency of 52.5% no "
+        "configuration can gain more than 1 / 0.525 = 1.90x.",
+        highlight=False,
+    )
