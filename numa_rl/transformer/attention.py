@@ -26,7 +26,6 @@ References:
     [3] H. Liu, M. Zaharia, P. Abbeel, "Ring attention with blockwise transformers for near-infinite context", 2023.
     [4] J. Fang, S. Zhao, "USP: a unified sequence parallelism approach for long context generative AI", 2024: the two
         as one grid.
-    [5] T. Dao et al., "FlashAttention", 2022: scores are never stored.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class AttentionShape:
     kv_heads: int | None = None
     batch: int = 1
     bytes_per_element: int = 2
-    causal: bool = True
+    causal: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -78,7 +77,18 @@ class AttentionShape:
                 "batch x tokens x width x bytes_per_element must be at most 1e15, a petabyte, "
                 f"got {float(self.activation_bytes):.3g}."
             )
+        self._require_divisor("heads", self.heads, "width", self.width)
+        if self.kv_heads is not None:
+            self._require_divisor("kv_heads", self.kv_heads, "heads", self.heads)
         object.__setattr__(self, "kv_heads", self.layer.num_kv_heads)
+
+    def _require_divisor(self, name: str, value: int, of: str, number: int) -> None:
+        """Raise ValueError, with the nearest that would do, unless one figure divides another."""
+        require(self, name, "a whole number >= 1", lambda value: value >= 1 and value % 1 == 0)
+        if number % value:
+            fitting = divisors(number)
+            near = [max(fit for fit in fitting if fit < value), *[fit for fit in fitting if fit > value][:1]]
+            raise ValueError(f"{name} must divide {of} ({number}), as {_either(near)} would, got {value}.")
 
     @cached_property
     def layer(self) -> Transformer:
@@ -156,7 +166,7 @@ class AttentionSplit:
         if shape.heads % self.head_parts:
             fitting = ", ".join(str(parts) for parts in divisors(shape.heads))
             raise ValueError(
-                f"head_parts must divide heads ({shape.heads}), so be one of {fitting}; got {self.head_parts}."
+                f"head_parts must divide heads ({shape.heads}), as each of {fitting} would, got {self.head_parts}."
             )
         least = max(self.num_nodes, least_tokens(self.sequence_parts, self.order))
         if shape.tokens < least:
@@ -166,6 +176,10 @@ class AttentionSplit:
                 f"tokens must be >= {least} for {self.head_parts} x {self.sequence_parts} {self.order.value} parts, "
                 f"got {shape.tokens}; {advice} would fit."
             )
+
+
+def _either(numbers: list[int]) -> str:
+    return " or ".join(str(number) for number in numbers)
 
 
 def divisors(number: int) -> list[int]:

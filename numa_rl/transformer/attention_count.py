@@ -137,6 +137,37 @@ class SplitCount:
         per_token = 2.0 * self.shape.batch * self.shape.layer.attention_parameters
         return np.asarray(self.home_tokens.ravel() * per_token, np.float64)
 
+    @cached_property
+    def projection_memory_bytes(self) -> FloatArray:
+        """What the projections move in each node's own memory, shape (p,): weights, X, Q, K, V, their result, and Y."""
+        shape = self.shape
+        x_and_y = 2 * shape.batch * shape.width * shape.bytes_per_element
+        of_heads = 2 * shape.heads * shape.head_bytes + shape.layer.num_kv_heads * shape.kv_head_bytes
+        return np.asarray(self.home_tokens.ravel() * float(x_and_y + of_heads) + shape.weight_bytes)
+
+    def step_memory_bytes(self, tile_tokens: int) -> FloatArray:
+        """What each step of the ring moves in each node's own memory, shape (p, s).
+
+        Keys and values once for each tile of queries that attends to them, queries once, and the sums there and back.
+
+        Args:
+            tile_tokens: queries of a tile.
+        """
+        h = self.split.head_parts
+        key_reads = np.maximum(self.step_tokens, self.step_pairs / tile_tokens)  # of a head, by part and step
+        keys_and_values = key_reads[:, None] * (self._kv_heads * self.shape.kv_head_bytes)[:, None]
+        queries = self._heads * self.shape.head_bytes + 2 * self._sum_bytes
+        has_work = np.repeat(self.step_pairs > 0, h, axis=0)
+        return np.asarray(
+            keys_and_values.reshape(len(has_work), -1)
+            + has_work * np.repeat(self.part_tokens, h)[:, None] * float(queries)
+        )
+
+    @property
+    def _sum_bytes(self) -> int:
+        """Of the sums of one token on one node."""
+        return self._heads * self.shape.batch * (self.shape.layer.key_dim + STATISTICS) * SUM_BYTES
+
     @property
     def imbalance(self) -> float:
         """Work of the busiest node over the mean, in attention itself: 1 where all have as much."""
@@ -156,11 +187,10 @@ class SplitCount:
         part, home = self.part_tokens[:, None], self.home_tokens
         outputs = part * np.full(h, self._heads * shape.head_bytes)  # (s, h), as is all that follows
         keys_and_values = self._kv_heads * shape.kv_head_bytes  # of a token, by column
-        sums = part * self._heads * shape.batch * (shape.layer.key_dim + STATISTICS) * SUM_BYTES
         arriving = np.pad(self.step_tokens[:, 1:], ((0, 0), (1, 0)))
         two_steps = (arriving[:, 1:] + arriving[:, :-1]).max(axis=1, initial=0)[:, None] * keys_and_values
         of_heads = outputs + part * keys_and_values
-        attending = of_heads + sums + np.maximum(two_steps, outputs)
+        attending = of_heads + part * self._sum_bytes + np.maximum(two_steps, outputs)
         if h == 1:  # whoever projects also attends
             return np.asarray(attending.ravel())
         token_bytes = shape.heads * shape.head_bytes
