@@ -28,8 +28,10 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,9 @@ from numa_rl.transformer.model import Transformer
 from numa_rl.workloads.parameters import require
 
 MASK_BYTES = 1.0  # of an element of a dropout mask [2]
+
+# Far beyond any model; searches over divisors stay short.
+MOST_PARAMETERS, MOST_LAYERS, MOST_SEQUENCES, MOST_TOKENS = 1e18, 2**20, 2**20, 2**30
 
 
 class Recompute(Enum):
@@ -70,10 +75,14 @@ class Sharding(Enum):
     GRADIENTS = "gradients"
     PARAMETERS = "parameters"
 
+    @property
+    def stage(self) -> int:
+        """Of ZeRO, 0 for none."""
+        return list(Sharding).index(self)
+
     def reaches(self, other: Sharding) -> bool:
         """Whether it shares out what `other` does."""
-        order = list(Sharding)
-        return order.index(self) >= order.index(other)
+        return self.stage >= other.stage
 
 
 @dataclass(frozen=True)
@@ -133,12 +142,12 @@ class Training:
         """Fill in the number of parameters, and check the ranges."""
         if self.parameters is None:
             object.__setattr__(self, "parameters", float(self.model.parameters))
-        require(self, "parameters", "finite and >= 1", lambda value: value >= 1)
-        whole = "a whole number >= 1"
-        require(self, "sequence_tokens batch_sequences", whole, lambda value: value >= 1 and value % 1 == 0)
-        require(self, "kv_sequences", "a whole number >= 0", lambda value: value >= 0 and value % 1 == 0)
-        if self.kv_window_tokens is not None:
-            require(self, "kv_window_tokens", whole, lambda value: value >= 1 and value % 1 == 0)
+        require(self, "parameters", f"in 1..{MOST_PARAMETERS:g}", lambda value: 1 <= value <= MOST_PARAMETERS)
+        require(self, "batch_sequences", *_whole(1, MOST_SEQUENCES))
+        require(self, "kv_sequences", *_whole(0, MOST_SEQUENCES))
+        tokens = "sequence_tokens" if self.kv_window_tokens is None else "sequence_tokens kv_window_tokens"
+        require(self, tokens, *_whole(1, MOST_TOKENS))
+        require(self.model, "layers heads", *_whole(1, MOST_LAYERS))
 
     @property
     def num_parameters(self) -> float:
@@ -160,6 +169,11 @@ class Training:
         """Tokens of a sequence whose keys and values are kept."""
         window = self.sequence_tokens if self.kv_window_tokens is None else self.kv_window_tokens
         return min(self.sequence_tokens, window)
+
+
+def _whole(least: int, most: int) -> tuple[str, Callable[[float], bool]]:
+    """The rule of a whole number in that range, and whether a value keeps it."""
+    return f"a whole number in {least}..{most}", lambda value: least <= value <= most and value % 1 == 0
 
 
 @dataclass(frozen=True)
@@ -244,10 +258,9 @@ def whole_memory(training: Training, held_sequences: int, recompute: Recompute =
         recompute: what is computed again.
 
     Raises:
-        ValueError: `held_sequences` is negative or no whole number.
+        ValueError: `held_sequences` is no whole number in its range.
     """
-    if not (held_sequences >= 0 and held_sequences % 1 == 0):
-        raise ValueError(f"held_sequences must be a whole number >= 0, got {held_sequences}.")
+    require(SimpleNamespace(held_sequences=held_sequences), "held_sequences", *_whole(0, MOST_SEQUENCES))
     model, sizes, count = training.model, training.sizes, training.num_parameters
     per_token = kv_bytes_per_token(model.layers, model.num_kv_heads, model.key_dim, sizes.kv_bytes)
     return Memory(
