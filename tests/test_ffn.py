@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments.transformer.ffn import Ffn, compare
 from numa_rl.communication.collectives import ring_s
 from numa_rl.machines.builders import eight_socket_cube
 from numa_rl.machines.catalog import load_machine
-from numa_rl.transformer.ffn import WAYS, Collective, FeedForward, cost, memory_bytes, require_divisible, sent_bytes
-from numa_rl.transformer.ffn_run import feed_forward, gelu, relu, run_split
+from numa_rl.transformer.ffn import FeedForward, cost, fewest_ranks, memory_bytes, require_divisible, sent_bytes
+from numa_rl.transformer.ffn_run import GELU, RELU, Activation, feed_forward, run_split
+from numa_rl.transformer.ffn_ways import WAYS, Collective
 
 BY_NAME = {way.name: way for way in WAYS}
 COLUMN_ROW, REPLICATED, GATHERED = BY_NAME["column-row"], BY_NAME["replicated"], BY_NAME["gathered weights"]
+TANH = Activation(np.tanh, lambda x: 1.0 / np.cosh(x) ** 2)
 CUBE = eight_socket_cube()
 every_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 
@@ -28,8 +35,8 @@ def matrices(n: int, d: int, m: int, seed: int = 0, dtype: type = np.float64) ->
 
 
 def test_gelu_and_relu_at_known_points():
-    np.testing.assert_allclose(gelu(np.array([-1.0, 0.0, 1.0])), [-0.15865525, 0.0, 0.84134475])
-    np.testing.assert_array_equal(relu(np.array([-1.0, 0.0, 1.0])), [0.0, 0.0, 1.0])
+    np.testing.assert_allclose(GELU.value(np.array([-1.0, 0.0, 1.0])), [-0.15865525, 0.0, 0.84134475])
+    np.testing.assert_array_equal(RELU.value(np.array([-1.0, 0.0, 1.0])), [0.0, 0.0, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -46,7 +53,7 @@ def test_gelu_and_relu_at_known_points():
 )
 def test_one_token_of_width_two_on_two_ranks_by_hand(name, collectives, sent, held):
     way, shape = BY_NAME[name], FeedForward(1, 2, 8, bytes_per_element=1)
-    assert [f"{kind} {matrix}" for kind, matrix in way.collectives] == collectives
+    assert [f"{kind} {matrix}" for kind, matrix in way.collectives()] == collectives
     assert sent_bytes(way, shape, 2) == sent
     assert memory_bytes(way, shape, 2) == held
 
@@ -67,6 +74,33 @@ def test_bytes_are_the_closed_forms(name, closed):
         assert sent_bytes(BY_NAME[name], FeedForward(n, d, m, 2), p) == 2 * closed(n, d, m, p)
 
 
+@pytest.mark.parametrize(
+    ("name", "backward", "closed"),
+    [
+        ("column-row", ["all-reduce grad X"], lambda n, d, m: 4 * n * d),
+        (
+            "column-column",
+            ["reduce-scatter grad X W_1", "all-reduce grad X"],
+            lambda n, d, m: n * (2 * m + 3 * d),
+        ),
+        ("row-row", ["all-gather grad Y", "all-gather grad X W_1"], lambda n, d, m: 2 * n * (m + d)),
+        ("row-column", ["all-reduce grad X W_1"], lambda n, d, m: 4 * n * m),
+        (
+            "gathered weights",
+            ["all-gather W_1", "all-gather W_2", "reduce-scatter grad W_1", "reduce-scatter grad W_2"],
+            lambda n, d, m: 6 * d * m,
+        ),
+        ("replicated", ["all-reduce grad W_1", "all-reduce grad W_2"], lambda n, d, m: 4 * d * m),
+    ],
+)
+def test_training_adds_the_collectives_of_the_gradients(name, backward, closed):
+    way = BY_NAME[name]
+    collectives = [f"{kind} {matrix}" for kind, matrix in way.collectives(training=True)]
+    assert collectives[len(way.collectives()) :] == backward
+    for n, d, m, p in ((1, 8, 32, 8), (100, 64, 96, 4), (5, 4, 4, 1)):
+        assert sent_bytes(way, FeedForward(n, d, m, 2), p, training=True) == 2 * (p - 1) * closed(n, d, m)
+
+
 def test_the_all_reduce_is_of_batch_by_sequence_by_width():
     # 4 sequences of 512 tokens, width 1024, 2 bytes: 4.2 MB, of which each of 8 ranks sends 14 eighths.
     assert sent_bytes(COLUMN_ROW, FeedForward(4 * 512, 1024, 4096), 8) == 14 * 4 * 512 * 1024 * 2
@@ -82,6 +116,13 @@ def test_gathering_weights_beats_it_from_more_tokens_than_the_inner_width():
     for tokens, fewer in ((16383, False), (16385, True)):
         shape = FeedForward(tokens, 4096, 16384)
         assert (sent_bytes(GATHERED, shape, 8) < sent_bytes(COLUMN_ROW, shape, 8)) is fewer
+
+
+def test_replicas_send_less_in_training_from_more_tokens_than_the_inner_width():
+    for tokens, fewer in ((16383, False), (16385, True)):
+        shape = FeedForward(tokens, 4096, 16384)
+        replicas, split = (sent_bytes(way, shape, 8, training=True) for way in (REPLICATED, COLUMN_ROW))
+        assert (replicas < split) is fewer
 
 
 def test_time_on_the_cube_is_the_ring_and_the_roofline():
@@ -109,6 +150,31 @@ def test_layers_multiply_everything_but_the_activations():
         assert three.memory_bytes - one.memory_bytes == 2 * kept
 
 
+def test_training_computes_three_times_as_much_and_holds_gradients_and_what_they_are_made_of():
+    shape = FeedForward(64, 1024, 4096, bytes_per_element=1)
+    for way, weights in ((COLUMN_ROW, 2 * 1024 * 512), (REPLICATED, 2 * 1024 * 4096)):
+        forward, training = (cost(way, shape, CUBE, training=training) for training in (False, True))
+        assert (training.flops, training.compute_s) == (3 * forward.flops, 3 * forward.compute_s)
+        assert training.memory_bytes - forward.memory_bytes == weights
+    one, two = (memory_bytes(COLUMN_ROW, shape, 8, layers=layers, training=True) for layers in (1, 2))
+    assert two - one == 2 * 2 * 1024 * 512 + 64 * 1024 + 64 * 512
+    gathered = [memory_bytes(GATHERED, shape, 8, layers=layers, training=True) for layers in (1, 2)]
+    whole, share = 2 * 1024 * 4096, 2 * 1024 * 512  # eight tokens are on a rank
+    assert gathered == [2 * whole + 8 * (1024 + 4096 + 1024), 2 * (whole + share) + 8 * (2 * (1024 + 4096) + 1024)]
+
+
+def test_fewest_ranks_are_the_first_that_divide_the_widths_and_fit():
+    # Weights are 2 x 6 x 24 = 288 bytes and X, X W_1, Y of a token 36; replicas hold all of the weights.
+    shape = FeedForward(1, 6, 24, bytes_per_element=1)
+    split = (COLUMN_ROW,)
+    assert memory_bytes(COLUMN_ROW, shape, 3) == 288 / 3 + 6 + 24 / 3 + 6
+    found = [fewest_ranks(shape, room, split) for room in (324, 323, 116, 115, 63, 10)]
+    assert found == [1, 2, 3, 6, None, None]
+    assert fewest_ranks(shape, 323, (REPLICATED,)) is None
+    assert fewest_ranks(shape, 323, split, layers=3) == 3
+    assert fewest_ranks(shape, 324, split, training=True) == 2
+
+
 # The sum must come before f
 
 
@@ -116,20 +182,20 @@ def test_adding_after_f_what_must_be_added_before_is_wrong():
     # Each rank applies f to its own partial sum of X W_1, and only what comes of it is added up.
     x, w_1, w_2 = matrices(5, 8, 12)
     partial = [x[:, block] @ w_1[block] for block in (slice(0, 4), slice(4, 8))]
-    wrong = sum(relu(part) @ w_2 for part in partial)
-    assert np.abs(wrong - feed_forward(x, w_1, w_2, relu)).max() > 1.0
+    wrong = sum(RELU.value(part) @ w_2 for part in partial)
+    assert np.abs(wrong - feed_forward(x, w_1, w_2, RELU)).max() > 1.0
     linear = sum(part @ w_2 for part in partial)  # without f it would be right
     np.testing.assert_allclose(linear, x @ w_1 @ w_2)
     for name in ("row-row", "row-column"):  # the ways that do add before
         np.testing.assert_allclose(
-            run_split(BY_NAME[name], x, w_1, w_2, 2, relu).output, feed_forward(x, w_1, w_2, relu)
+            run_split(BY_NAME[name], x, w_1, w_2, 2, RELU).output, feed_forward(x, w_1, w_2, RELU)
         )
 
 
 def test_columns_first_need_no_sum_before_f():
-    assert [name for _, name in COLUMN_ROW.collectives] == ["Y"]
+    assert [name for _, name in COLUMN_ROW.collectives()] == ["Y"]
     for name in ("row-row", "row-column"):
-        kind, matrix = BY_NAME[name].collectives[0]
+        kind, matrix = BY_NAME[name].collectives()[0]
         assert matrix == "X W_1"
         assert kind in (Collective.REDUCE_SCATTER, Collective.ALL_REDUCE)
 
@@ -144,7 +210,7 @@ def test_columns_first_need_no_sum_before_f():
     tokens=st.integers(1, 12),
     width=st.integers(1, 4),
     inner=st.integers(1, 6),
-    activation=st.sampled_from([relu, gelu, np.tanh]),
+    activation=st.sampled_from([RELU, GELU, TANH]),
     seed=st.integers(0, 2**32),
 )
 def test_every_way_gives_the_plain_output_and_sends_holds_and_computes_as_it_says(
@@ -159,6 +225,45 @@ def test_every_way_gives_the_plain_output_and_sends_holds_and_computes_as_it_say
     assert split.held_bytes.max() == memory_bytes(way, shape, parts)
     computed = cost(way, shape, load_machine("chapter-2-socket"), nodes=[0]).flops
     assert split.flops.sum() == computed == 4 * tokens * shape.width * shape.inner_width
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    way=st.sampled_from(WAYS),
+    parts=st.integers(1, 9),
+    tokens=st.integers(1, 12),
+    width=st.integers(1, 4),
+    inner=st.integers(1, 6),
+    activation=st.sampled_from([RELU, GELU, TANH]),
+    seed=st.integers(0, 2**32),
+)
+def test_every_way_gives_the_plain_gradients_and_sends_what_training_says(
+    way, parts, tokens, width, inner, activation, seed
+):
+    x, w_1, w_2 = matrices(tokens, parts * width, parts * inner, seed)
+    output_gradient = np.random.default_rng(seed + 1).normal(size=x.shape)
+    split = run_split(way, x, w_1, w_2, parts, activation, output_gradient)
+    z = x @ w_1
+    inner_gradient = output_gradient @ w_2.T * activation.slope(z)
+    plain = inner_gradient @ w_1.T, x.T @ inner_gradient, activation.value(z).T @ output_gradient
+    for found, expected in zip(split.gradients, plain, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+    shape = FeedForward(tokens, parts * width, parts * inner, bytes_per_element=8)
+    assert split.sent_bytes.sum() == pytest.approx(sent_bytes(way, shape, parts, training=True))
+    assert split.flops.sum() == 3 * 4 * tokens * shape.width * shape.inner_width
+
+
+@pytest.mark.parametrize("activation", [GELU, TANH], ids=["gelu", "tanh"])
+def test_gradients_are_differences_of_the_output(activation):
+    x, w_1, w_2 = matrices(2, 2, 4)
+    output_gradient = np.ones_like(x)
+    found = run_split(COLUMN_ROW, x, w_1, w_2, 2, activation, output_gradient).gradients
+    for place, matrix in enumerate((x, w_1, w_2)):
+        for at in np.ndindex(matrix.shape):
+            moved = [np.array(each) for each in (x, w_1, w_2)]
+            moved[place][at] += 1e-6
+            change = (feed_forward(*moved, activation) - feed_forward(x, w_1, w_2, activation)).sum() / 1e-6
+            assert found[place][at] == pytest.approx(change, abs=1e-4)
 
 
 @every_way
@@ -220,6 +325,8 @@ def test_shapes_and_counts_are_checked():
     x, w_1, w_2 = matrices(4, 6, 12)
     with pytest.raises(ValueError, match=r"must have shapes \(n, d\), \(d, m\) and \(m, d\), got \(4, 6\), \(12, 6\)"):
         run_split(COLUMN_ROW, x, w_2, w_1, 2)
+    with pytest.raises(ValueError, match=r"output_gradient must have the shape of Y, \(4, 6\), got \(6, 4\)"):
+        run_split(COLUMN_ROW, x, w_1, w_2, 2, output_gradient=x.T)
     with pytest.raises(ValueError, match="must hold floats, got int64"):
         run_split(COLUMN_ROW, x.astype(np.int64), w_1, w_2, 2)
     with pytest.raises(ValueError, match=r"^inner_width must be divisible by the number of parts \(5\), got 12"):
@@ -232,3 +339,72 @@ def test_shapes_and_counts_are_checked():
         FeedForward(1, 8, 32, float("nan"))
     with pytest.raises(ValueError, match="layers must be a whole number >= 1, got 0"):
         cost(COLUMN_ROW, FeedForward(1, 8, 32), CUBE, layers=0)
+
+
+# The command
+
+
+def printed(capsys: pytest.CaptureFixture[str], **options: Any) -> str:
+    Ffn(machine="chapter-8-socket", **options).run()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", ["80", "120"])
+@pytest.mark.parametrize("training", [False, True])
+def test_the_table_fits_the_terminal_and_names_every_way(capsys, monkeypatch, columns, training):
+    monkeypatch.setenv("COLUMNS", columns)
+    out = printed(capsys, training=training)
+    assert max(len(line) for line in out.splitlines()) <= int(columns)
+    assert "…" not in out
+    for way in WAYS:
+        assert f" {way.name} " in out
+
+
+def test_with_few_tokens_columns_and_rows_win_and_with_many_replicas():
+    shapes = [FeedForward(tokens, 4096, 16384) for tokens in (8, 2048)]
+    winners = [compare(shape, CUBE, range(8)).winner for shape in shapes]
+    assert [winner.way.name for winner in winners] == ["column-row", "replicated"]
+    assert compare(shapes[1], CUBE, range(8), training=True).winner.way.name == "column-row"
+
+
+def test_what_is_written_is_what_the_library_says(capsys, tmp_path):
+    file = tmp_path / "ffn.json"
+    out = printed(capsys, tokens=100, batch=2, width=512, inner_width=1024, parts=4, layers=3, json=file)
+    written = json.loads(file.read_text())
+    assert (written["tokens"], written["nodes"], written["layers"]) == (200, [0, 1, 2, 3], 3)
+    for way, found in zip(WAYS, written["ways"], strict=True):
+        expected = cost(way, FeedForward(200, 512, 1024), CUBE, range(4), layers=3)
+        assert found["name"] == way.name
+        assert found["total_s"] == expected.total_s == found["compute_s"] + found["communication_s"]
+        assert (found["sent_bytes"], found["memory_bytes"]) == (expected.sent_bytes, expected.memory_bytes)
+    assert f"Fastest that fits: {written['winner']}" in out
+
+
+def test_what_does_not_fit_is_told_how_many_nodes_would_do(capsys):
+    out = " ".join(printed(capsys, tokens=8, width=12288, layers=5000).split())
+    assert "None fits: a node has 1 TB and needs 1.51 TB at least; 16 such nodes would do." in out
+    out = " ".join(printed(capsys, tokens=10**12, width=8).split())
+    assert "no number of such nodes would do" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"inner_width": 100},
+            "inner_width must be divisible by the number of parts (8), got 100; 96 or 104 would fit",
+        ),
+        ({"width": 4}, "width must be divisible by the number of parts (8), got 4; 8 would fit, as would 4 parts."),
+        ({"tokens": 0}, "tokens must be a whole number >= 1, got 0."),
+        ({"batch": -1, "tokens": -1}, "tokens must be a whole number >= 1, got -1."),
+        ({"width": -8}, "width must be a whole number >= 1, got -8."),
+        ({"parts": 9}, "parts must be in 1..8, the nodes of chapter-8-socket with cores, got 9."),
+        ({"layers": 0}, "layers must be a whole number >= 1, got 0."),
+        ({"bytes_per_element": float("nan")}, "bytes_per_element must be finite and > 0, got nan."),
+        ({"json": Path()}, "--json must be a file that can be written"),
+    ],
+)
+def test_bad_options_are_refused(options, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is compared below, unescaped
+        Ffn(machine="chapter-8-socket", **options).run()
+    assert str(caught.value).startswith(message)

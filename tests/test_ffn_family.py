@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from numa_rl.communication.ring_order import ring_order
 from numa_rl.machines.builders import eight_socket_cube
 from numa_rl.simulator.simulator import Simulator
-from numa_rl.transformer.ffn import WAYS, FeedForward, sent_bytes
-from numa_rl.transformer.ffn_run import feed_forward, gelu
+from numa_rl.transformer.ffn import FeedForward, sent_bytes
+from numa_rl.transformer.ffn_run import GELU, feed_forward
+from numa_rl.transformer.ffn_ways import WAYS
 from numa_rl.workloads.ffn import Ffn
 from numa_rl.workloads.workload import NEVER, NO_OBJECT, Workload
 
@@ -129,7 +130,7 @@ def test_tasks_executed_on_real_numbers_are_the_layers(family, seed):
             adds = workload.write_fraction[0, task] == 0.5
             values[obj] = values[obj] + read[0] if adds else read[0]
         elif place < p * lanes:
-            values[obj] = gelu(np.hstack(read[:-1]) @ np.hsplit(read[-1], lanes)[place % lanes])
+            values[obj] = GELU.value(np.hstack(read[:-1]) @ np.hsplit(read[-1], lanes)[place % lanes])
         else:
             values[obj] = np.hstack(read[:-1]) @ np.hsplit(read[-1], pieces)[(place - p * lanes) % pieces]
     for batch, x in enumerate(given):

@@ -17,7 +17,8 @@ from rich.text import Text
 from experiments.files import require_outputs, write_json
 from numa_rl.machines.catalog import load_machine
 from numa_rl.topology import Topology
-from numa_rl.transformer.ffn import WAYS, Cost, FeedForward, cost
+from numa_rl.transformer.ffn import Cost, FeedForward, cost, fewest_ranks
+from numa_rl.transformer.ffn_ways import WAYS, Collective
 from numa_rl.transformer.model import FFN_OVER_WIDTH
 from numa_rl.wording import counted
 
@@ -37,6 +38,7 @@ class Ffn:
         layers: how many follow one another.
         parts: nodes to split over, the machine's first that have cores; all of these when left out.
         bytes_per_element: of weights and activations, 2 for 16 bits.
+        training: compute gradients too; without it, the output alone.
         json: a file for all figures, in SI units.
     """
 
@@ -48,6 +50,7 @@ class Ffn:
     layers: int = 1
     parts: int | None = None
     bytes_per_element: float = 2.0
+    training: bool = False
     json: Path | None = None
 
     def run(self) -> None:
@@ -64,7 +67,7 @@ class Ffn:
                 raise ValueError(f"{name} must be a whole number >= 1, got {getattr(self, name)}.")
         inner_width = FFN_OVER_WIDTH * self.width if self.inner_width is None else self.inner_width
         shape = FeedForward(self.batch * self.tokens, self.width, inner_width, self.bytes_per_element)
-        comparison = compare(shape, topology, _nodes(topology, self.parts), self.layers)
+        comparison = compare(shape, topology, _nodes(topology, self.parts), self.layers, self.training)
         if self.json is not None:
             write_json(self.json, comparison.to_dict())
         print_comparison(comparison, Console())
@@ -87,6 +90,7 @@ class Comparison:
         topology: the machine.
         nodes: that it is split over.
         layers: how many follow one another.
+        training: whether gradients are computed too.
         costs: of each way.
     """
 
@@ -94,6 +98,7 @@ class Comparison:
     topology: Topology
     nodes: Sequence[int]
     layers: int
+    training: bool
     costs: tuple[Cost, ...]
 
     @property
@@ -104,6 +109,10 @@ class Comparison:
     def fits(self, cost: Cost) -> bool:
         """Whether every node has the memory that a way needs."""
         return cost.memory_bytes <= self.room_bytes
+
+    def collectives(self, cost: Cost) -> tuple[tuple[Collective, str], ...]:
+        """What the nodes do together."""
+        return cost.way.collectives(training=self.training)
 
     @property
     def winner(self) -> Cost | None:
@@ -117,12 +126,13 @@ class Comparison:
             "machine": self.topology.name,
             "nodes": list(self.nodes),
             "layers": self.layers,
+            "training": self.training,
             **vars(self.shape),
             "winner": None if self.winner is None else self.winner.way.name,
             "ways": [
                 {
                     "name": cost.way.name,
-                    "collectives": [f"{kind} {name}" for kind, name in cost.way.collectives],
+                    "collectives": [f"{kind} {name}" for kind, name in self.collectives(cost)],
                     **{name: value for name, value in vars(cost).items() if name != "way"},
                     "total_s": cost.total_s,
                     "fits": self.fits(cost),
@@ -132,9 +142,12 @@ class Comparison:
         }
 
 
-def compare(shape: FeedForward, topology: Topology, nodes: Sequence[int], layers: int = 1) -> Comparison:
+def compare(
+    shape: FeedForward, topology: Topology, nodes: Sequence[int], layers: int = 1, training: bool = False
+) -> Comparison:
     """What each way costs; raises ValueError where a width does not divide evenly."""
-    return Comparison(shape, topology, nodes, layers, tuple(cost(way, shape, topology, nodes, layers) for way in WAYS))
+    costs = tuple(cost(way, shape, topology, nodes, layers=layers, training=training) for way in WAYS)
+    return Comparison(shape, topology, nodes, layers, training, costs)
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
@@ -144,28 +157,40 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     title.append(
         f"  {counted(comparison.layers, 'feed-forward layer')} over {counted(len(comparison.nodes), 'node')}: "
         f"{counted(shape.tokens, 'token')}, width {shape.width}, inner width {shape.inner_width}, "
-        f"{shape.bytes_per_element:g} bytes per element",
+        f"{shape.bytes_per_element:g} bytes per element, {_pass(comparison)}",
         style="not bold",
     )
     console.print(title, highlight=False)
     console.print(_ways_table(comparison))
     console.print(_collectives(comparison))
+    kept = (
+        "weights and their gradients, activations of all layers"
+        if comparison.training
+        else ("weights of all layers, activations of one")
+    )
     console.print(
-        "Sent: by all nodes, forward; on node: weights of all layers, activations of one; compute: roofline of the "
-        "slowest node; send: the ring in its best order, not overlapped.",
+        f"Sent: by all nodes; on node: {kept}; compute: roofline of the slowest node; send: the ring in its best "
+        "order, not overlapped.",
         style="dim",
         highlight=False,
     )
     if winner is None:
-        least = min(cost.memory_bytes for cost in comparison.costs)
-        console.print(
-            f"None fits: a node has {_scaled([comparison.room_bytes], BYTES)[0]}, the least needed is "
-            f"{_scaled([least], BYTES)[0]}.",
-            style="bold red",
-            highlight=False,
-        )
+        console.print(_nothing_fits(comparison), style="bold red", highlight=False)
     else:
         console.print(Text("Fastest that fits: ", "bold").append(winner.way.name, "bold green"))
+
+
+def _pass(comparison: Comparison) -> str:
+    return "forward and backward" if comparison.training else "forward"
+
+
+def _nothing_fits(comparison: Comparison) -> str:
+    """What is missing, and how many nodes would do."""
+    needed, room = _scaled([min(cost.memory_bytes for cost in comparison.costs), comparison.room_bytes], BYTES)
+    options = {"layers": comparison.layers, "training": comparison.training}
+    enough = fewest_ranks(comparison.shape, comparison.room_bytes, WAYS, **options)
+    remedy = "no number of such nodes would do" if enough is None else f"{enough} such nodes would do"
+    return f"None fits: a node has {room} and needs {needed} at least; {remedy}."
 
 
 def _ways_table(comparison: Comparison) -> Table:
@@ -192,7 +217,7 @@ def _collectives(comparison: Comparison) -> Padding:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     for each in comparison.costs:
-        together = ", ".join(f"{kind} {name}" for kind, name in each.way.collectives)
+        together = ", ".join(f"{kind} {name}" for kind, name in comparison.collectives(each))
         table.add_row(each.way.name, Text(together or "nothing", style="dim"))
     return Padding(table, (0, 0, 1, 1))
 

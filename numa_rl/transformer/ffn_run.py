@@ -1,4 +1,4 @@
-"""The ways of `ffn.py`, executed in numpy: each rank computes with the pieces that it has.
+"""The ways of `ffn_ways.py`, executed in numpy: each rank computes with the pieces that it has, forward and backward.
 
 Between products numbers pass only in the sends of a schedule, run on the real numbers. What is sent, held and computed
 is counted while it happens.
@@ -22,26 +22,37 @@ from scipy.special import ndtr
 
 from numa_rl.communication.collectives import require_count
 from numa_rl.communication.schedules import run
-from numa_rl.transformer.ffn import MADE_BY, Collective, FeedForward, Layout, Way
+from numa_rl.transformer.ffn import FeedForward
+from numa_rl.transformer.ffn_ways import MADE_BY, TRANSPOSED, Collective, Layout, Way
 
 Matrix = npt.NDArray[Any]
 Pieces = list[Matrix]  # of each rank, p of them
-Activation = Callable[[Matrix], Matrix]
 
 
-def relu(values: Matrix) -> Matrix:
-    """Each x if above 0, else 0."""
-    return np.maximum(values, 0)
+@dataclass(frozen=True)
+class Activation:
+    """What acts on each element of X W_1.
+
+    Attributes:
+        value: f.
+        slope: its derivative.
+    """
+
+    value: Callable[[Matrix], Matrix]
+    slope: Callable[[Matrix], Matrix]
 
 
-def gelu(values: Matrix) -> Matrix:
-    """Each x times Phi(x), the normal distribution function [2]."""
-    return np.asarray(values * ndtr(values))
+def _normal_density(values: Matrix) -> Matrix:
+    return np.asarray(np.exp(-(values**2) / 2) / np.sqrt(2 * np.pi).astype(values.dtype))
 
 
-def feed_forward(x: Matrix, w_1: Matrix, w_2: Matrix, activation: Activation = gelu) -> Matrix:
+RELU = Activation(lambda x: np.maximum(x, 0), lambda x: (x > 0).astype(x.dtype))
+GELU = Activation(lambda x: x * ndtr(x), lambda x: ndtr(x) + x * _normal_density(x))  # x Phi(x) [2]
+
+
+def feed_forward(x: Matrix, w_1: Matrix, w_2: Matrix, activation: Activation = GELU) -> Matrix:
     """Y = f(X W_1) W_2 in one place, shape (n, d)."""
-    return np.asarray(activation(x @ w_1) @ w_2)
+    return np.asarray(activation.value(x @ w_1) @ w_2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +62,15 @@ class SplitRun:
     Attributes:
         outputs: Y as it lies on each rank.
         layout: how it lies there.
+        gradients: with respect to X, W_1 and W_2, put together; empty after a forward pass alone.
         sent_bytes: by each rank, shape (p,).
-        held_bytes: the matrices that each rank holds, as `ffn.memory_bytes` counts them, shape (p,).
+        held_bytes: the matrices that each rank holds forward, as `ffn.memory_bytes` counts them, shape (p,).
         flops: multiplications and additions of each rank's products, shape (p,).
     """
 
     outputs: Pieces
     layout: Layout
+    gradients: tuple[Matrix, ...]
     sent_bytes: npt.NDArray[np.float64]
     held_bytes: npt.NDArray[np.int64]
     flops: npt.NDArray[np.int64]
@@ -65,20 +78,19 @@ class SplitRun:
     @property
     def output(self) -> Matrix:
         """Y, put together from its pieces, shape (n, d)."""
-        if self.layout is Layout.WHOLE:
-            return self.outputs[0]
-        by_block = np.argsort([_block(rank, len(self.outputs)) for rank in range(len(self.outputs))])
-        blocks = [self.outputs[rank] for rank in by_block]
-        return np.concatenate(blocks, axis=1 if self.layout is Layout.COLUMNS else 0)
+        return _joined(self.outputs, self.layout)
 
 
-def _block(rank: int, num_ranks: int) -> int:
-    """Which block of columns or rows a rank has: the one that the ring's reduce-scatter leaves it with."""
-    return (rank + 1) % num_ranks
-
-
-def run_split(way: Way, x: Matrix, w_1: Matrix, w_2: Matrix, num_ranks: int, activation: Activation = gelu) -> SplitRun:
-    """Y = f(X W_1) W_2 by p ranks.
+def run_split(
+    way: Way,
+    x: Matrix,
+    w_1: Matrix,
+    w_2: Matrix,
+    num_ranks: int,
+    activation: Activation = GELU,
+    output_gradient: Matrix | None = None,
+) -> SplitRun:
+    """Y = f(X W_1) W_2 by p ranks, and the gradients if that with respect to Y is given.
 
     Args:
         way: how the weights are cut.
@@ -86,46 +98,125 @@ def run_split(way: Way, x: Matrix, w_1: Matrix, w_2: Matrix, num_ranks: int, act
         w_1: W_1, shape (d, m).
         w_2: W_2, shape (m, d).
         num_ranks: p.
-        activation: f, which acts on each element alone.
+        activation: f.
+        output_gradient: with respect to Y, shape (n, d), which lies as Y does.
 
     Raises:
-        ValueError: shapes do not match, or a width does not divide evenly.
+        ValueError: shapes do not match, the numbers are no floats, or a width does not divide evenly.
     """
     require_count(num_ranks=num_ranks)
-    _check(x, w_1, w_2)
+    _check(x, w_1, w_2, x if output_gradient is None else output_gradient)
     shape = FeedForward(x.shape[0], x.shape[1], w_1.shape[1], x.itemsize)
-    ranks = _Ranks(num_ranks)
     for name, layout in (("X", way.held), ("W_1", way.first), ("X W_1", way.inner[0]), ("X W_1", way.inner[1])):
         shape.piece(name, layout, num_ranks)  # every width that is cut
-    if way.gathers_weights:
-        first = ranks.changed(ranks.cut(w_1, Layout.COLUMNS), Layout.COLUMNS, Layout.WHOLE)
-        second = [w.T for w in ranks.changed(ranks.cut(w_2.T, Layout.COLUMNS), Layout.COLUMNS, Layout.WHOLE)]
-    else:
-        first, second = ranks.cut(w_1, way.first), ranks.cut(w_2, way.second)
-    given = ranks.cut(x, way.held)
-    ranks.hold(given, first, second)
-    before = ranks.product(given, first)
-    after = ranks.changed(before, *way.inner)
-    ranks.hold(_larger(before, after))
-    before = ranks.product([activation(piece) for piece in after], second)
-    outputs = ranks.changed(before, *way.outer)
-    ranks.hold(_larger(before, outputs))
-    return SplitRun(outputs, way.held, ranks.sent_bytes, ranks.held_bytes, ranks.flops)
+    layer = _Layer(way, _Ranks(num_ranks), x, w_1, w_2)
+    outputs = layer.forward(activation)
+    held_bytes = layer.ranks.held_bytes.copy()
+    gradients = () if output_gradient is None else layer.backward(output_gradient, activation)
+    return SplitRun(outputs, way.held, gradients, layer.ranks.sent_bytes, held_bytes, layer.ranks.flops)
 
 
-def _check(x: Matrix, w_1: Matrix, w_2: Matrix) -> None:
+def _check(x: Matrix, w_1: Matrix, w_2: Matrix, output_gradient: Matrix) -> None:
     """Raise ValueError unless these are matrices that match, of real numbers."""
     shapes = x.shape, w_1.shape, w_2.shape
     if any(len(shape) != 2 for shape in shapes) or x.shape[1:] + w_2.shape[:1] != w_1.shape or w_1.T.shape != w_2.shape:
         raise ValueError(
             f"X, W_1 and W_2 must have shapes (n, d), (d, m) and (m, d), got {', '.join(map(str, shapes))}."
         )
-    if any(matrix.dtype.kind != "f" for matrix in (x, w_1, w_2)):
-        raise ValueError(f"X, W_1 and W_2 must hold floats, got {x.dtype}, {w_1.dtype}, {w_2.dtype}.")
+    if output_gradient.shape != x.shape:
+        raise ValueError(f"output_gradient must have the shape of Y, {x.shape}, got {output_gradient.shape}.")
+    kinds = [matrix.dtype for matrix in (x, w_1, w_2, output_gradient)]
+    if any(kind.kind != "f" for kind in kinds):
+        raise ValueError(f"matrices must hold floats, got {', '.join(map(str, kinds))}.")
+
+
+class _Layer:
+    """One layer on p ranks, and what forward leaves for backward.
+
+    Args:
+        way: how the weights are cut.
+        ranks: who computes.
+        x: X.
+        w_1: W_1.
+        w_2: W_2.
+    """
+
+    def __init__(self, way: Way, ranks: _Ranks, x: Matrix, w_1: Matrix, w_2: Matrix) -> None:
+        self.way, self.ranks = way, ranks
+        self.given = ranks.cut(x, way.held)
+        # Shares that are gathered are columns of W_1 and rows of W_2, the columns of its transpose.
+        layouts = (Layout.COLUMNS, Layout.COLUMNS) if way.gathers_weights else (way.first, TRANSPOSED[way.second])
+        self.shares = ranks.cut(w_1, layouts[0]), ranks.cut(w_2.T, layouts[1])
+
+    def weights(self) -> tuple[Pieces, Pieces]:
+        """W_1 and the transpose of W_2 as the products need them."""
+        first, second = self.shares
+        if self.way.gathers_weights:
+            first = self.ranks.changed(first, Layout.COLUMNS, Layout.WHOLE)
+            second = self.ranks.changed(second, Layout.COLUMNS, Layout.WHOLE)
+        return first, second
+
+    def forward(self, activation: Activation) -> Pieces:
+        """Y."""
+        way, ranks = self.way, self.ranks
+        first, second = self.weights()
+        ranks.hold(self.given, first, second)
+        made = ranks.product(self.given, first)
+        needed = ranks.changed(made, *way.inner)
+        self.inner = needed if way.inner[0] is Layout.PARTIAL else made  # complete elements
+        self.inner_layout = way.inner[way.inner[0] is Layout.PARTIAL]
+        ranks.hold(_larger(made, needed))
+        self.activated = [activation.value(piece) for piece in needed]
+        made = ranks.product(self.activated, [piece.T for piece in second])
+        outputs = ranks.changed(made, *way.outer)
+        ranks.hold(_larger(made, outputs))
+        return outputs
+
+    def backward(self, output_gradient: Matrix, activation: Activation) -> tuple[Matrix, Matrix, Matrix]:
+        """The gradients with respect to X, W_1 and W_2, put together."""
+        way, ranks = self.way, self.ranks
+        of_outer, of_inner, of_given = way.gradients
+        first, second = self.weights()
+        outer = ranks.changed(ranks.cut(output_gradient, way.held), *of_outer)
+        inner, lies = ranks.product(outer, second), of_inner[0]
+        if lies is not self.inner_layout:
+            inner, lies = ranks.changed(inner, *of_inner), of_inner[1]
+        inner = [piece * activation.slope(z) for piece, z in zip(inner, self.inner, strict=True)]
+        if lies is not of_inner[1]:
+            inner = ranks.changed(inner, *of_inner)
+        made = ranks.product(inner, [piece.T for piece in first])
+        given = ranks.changed(made, *of_given)
+        of_first = ranks.product([piece.T for piece in self.given], inner)
+        of_second = ranks.product([piece.T for piece in outer], self.activated)  # of the transpose
+        return (
+            _joined(given, way.held),
+            self._weight_gradient(of_first, way.first),
+            self._weight_gradient(of_second, TRANSPOSED[way.second]).T,
+        )
+
+    def _weight_gradient(self, pieces: Pieces, layout: Layout) -> Matrix:
+        """A gradient put together where it is complete, or summed first."""
+        if layout is Layout.WHOLE:
+            layout = Layout.COLUMNS if self.way.gathers_weights else Layout.WHOLE
+            pieces = self.ranks.changed(pieces, Layout.PARTIAL, layout)
+        return _joined(pieces, layout)
 
 
 def _larger(one: Pieces, other: Pieces) -> Pieces:
     return [max(pair, key=lambda piece: piece.size) for pair in zip(one, other, strict=True)]
+
+
+def _block(rank: int, num_ranks: int) -> int:
+    """Which block of columns or rows a rank has: the one that the ring's reduce-scatter leaves it with."""
+    return (rank + 1) % num_ranks
+
+
+def _joined(pieces: Pieces, layout: Layout) -> Matrix:
+    """A matrix put together from what each rank has of it."""
+    if layout is Layout.WHOLE:
+        return pieces[0]
+    by_block = np.argsort([_block(rank, len(pieces)) for rank in range(len(pieces))])
+    return np.concatenate([pieces[rank] for rank in by_block], axis=1 if layout is Layout.COLUMNS else 0)
 
 
 class _Ranks:
@@ -157,6 +248,8 @@ class _Ranks:
     def changed(self, pieces: Pieces, have: Layout, need: Layout) -> Pieces:
         """The same matrix in the layout that is needed, by the collective that makes it."""
         kind = MADE_BY.get((have, need))
+        if have is Layout.WHOLE and need is Layout.COLUMNS:
+            return [self.cut(piece, need)[rank] for rank, piece in enumerate(pieces)]
         if kind is None:
             assert have is need, f"nothing makes {need} of {have}"
             return pieces
