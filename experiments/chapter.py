@@ -3,7 +3,7 @@
 Values are in SI units; a `Unit` says how a person reads them.
 
 References:
-    [1] The chapter, exercises 1 to 5.
+    [1] The chapter, exercises 1 to 6.
 """
 
 from __future__ import annotations
@@ -28,8 +28,12 @@ from numa_rl.metrics import memory_efficiency
 from numa_rl.roofline import byte_weighted_bandwidth, effective_bandwidth, mean_latency
 from numa_rl.stealing.levels import FAR
 from numa_rl.stealing.simulation import StealingResult, StealingRules, Strategy, TaskSet, simulate_stealing, total_cost
+from numa_rl.transformer.memory_plan import Memory, Recompute, Sharding, Training, rank_memory, whole_memory
+from numa_rl.transformer.parallel_plan import proportioned
 
 ROUNDING = 1e-9  # of 64-bit sums: every printed answer is exact
+WHOLE = 1e4  # from here on numbers are shown without decimals
+ABOUT = 0.01  # where the chapter says "about"
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,9 @@ class Unit:
 
     def text(self, *values: float) -> str:
         """Values as a person reads them: 10, 25, 45 ns."""
-        shown = ", ".join(f"{value / self.in_si:{'+' if self.plus else ''}.4g}" for value in values)
+        sign = "+" if self.plus else ""
+        scaled = [value / self.in_si for value in values]
+        shown = ", ".join(f"{value:{sign}.{'0f' if abs(value) >= WHOLE else '4g'}}" for value in scaled)
         return f"{shown}{self.symbol}"
 
 
@@ -58,7 +64,8 @@ NUMBER, TIMES, THOUSANDS = Unit(""), Unit("x"), Unit("k", 1e3)
 PERCENT, MORE = Unit("%", 0.01), Unit("%", 0.01, plus=True)
 NANOSECONDS, SECONDS = Unit(" ns", 1e-9, "s"), Unit(" s", 1.0, "s")
 MICROSECONDS, MILLISECONDS = Unit(" us", 1e-6, "s"), Unit(" ms", 1e-3, "s")
-GIGABYTES, KILOBYTES, BYTES = Unit(" GB", 1e9, "B"), Unit(" kB", 1e3, "B"), Unit(" B", 1.0, "B")
+TERABYTES, GIGABYTES = Unit(" TB", 1e12, "B"), Unit(" GB", 1e9, "B")
+KILOBYTES, BYTES = Unit(" kB", 1e3, "B"), Unit(" B", 1.0, "B")
 GIGABYTES_PER_S = Unit(" GB/s", 1e9, "B/s")
 
 
@@ -92,6 +99,7 @@ class Result:
         function: that computes it.
         chapter: what the chapter answers, None where it gives no such number.
         note: under which assumption ours holds, and so why the two differ where they do.
+        tolerance: by what share of it the two may differ and still agree.
     """
 
     name: str
@@ -100,11 +108,12 @@ class Result:
     function: Callable[..., Any]
     chapter: float | None = None
     note: str = ""
+    tolerance: float = ROUNDING
 
     @property
     def agrees(self) -> bool | None:
         """Whether ours is the chapter's number; None where it has none."""
-        return None if self.chapter is None else math.isclose(self.ours, self.chapter, rel_tol=ROUNDING)
+        return None if self.chapter is None else math.isclose(self.ours, self.chapter, rel_tol=self.tolerance)
 
     @property
     def function_name(self) -> str:
@@ -387,10 +396,89 @@ def work_stealing_exercise() -> Exercise:
     )  # fmt: skip
 
 
+def memory_exercise() -> Exercise:
+    """Exercise 6: what training 200 T parameters keeps, on each rank and in all."""
+    parameters, sockets, socket_bytes, tokens = 200e12, 8, 1e12, 2048
+    mp, dp, pp, held, cached = 64, 32, 8, 180, 45
+    training = Training(proportioned(parameters), parameters, tokens, kv_sequences=cached)
+    whole = whole_memory(training, held, Recompute.FULL)
+    kept_all = whole_memory(training, held, Recompute.NONE)
+
+    def on_rank(sharding: Sharding) -> Memory:
+        in_flight, micro_sequences = pp, 1
+        return rank_memory(training, mp, dp, pp, in_flight, micro_sequences, sharding, Recompute.FULL)
+
+    copied, shared = on_rank(Sharding.NONE), on_rank(Sharding.PARAMETERS)
+    needed = math.ceil(whole.total / socket_bytes)
+    on_one = math.floor(socket_bytes / shared.total)
+    shape = f"{training.model.layers} layers, {training.model.width} wide"
+    return Exercise(
+        6,
+        "Memory plan of 200 T parameters on 8 sockets",
+        (
+            Given("parameters", Unit(" T", 1e12), (parameters,)),
+            Given("bytes of a parameter, of a gradient, of Adam's moments", NUMBER, (2, 2, 8)),
+            Given("MP, DP, PP", NUMBER, (mp, dp, pp)),
+            Given("sockets", NUMBER, (sockets,)),
+            Given("memory of each", TERABYTES, (socket_bytes,)),
+        ),
+        (
+            Result("parameters", TERABYTES, whole.parameters, whole_memory, 400e12),
+            Result("gradients", TERABYTES, whole.gradients, whole_memory, 400e12),
+            Result(
+                "Adam", TERABYTES, whole.optimiser, whole_memory, 1600e12,
+                "two moments of 4 bytes. A master copy of the parameters, which mixed precision needs, is 800 TB more.",
+            ),
+            Result(
+                "activations", TERABYTES, whole.activations, whole_memory, 100e12,
+                f"of {held} sequences of {tokens} tokens the input of each layer is kept ({shape}). These are chosen "
+                "to give the chapter's number: it states no shape, batch or sequence.", ABOUT,
+            ),
+            Result(
+                "KV cache", TERABYTES, whole.kv_cache, whole_memory, 50e12,
+                f"of {cached} sequences, chosen likewise: a token's keys and values are twice its inputs of layers, so "
+                "the same tokens cannot give both numbers unless four heads share keys. A training step has no KV "
+                "cache.", ABOUT,
+            ),
+            Result("all of it", TERABYTES, whole.total, whole_memory, 2550e12, "each part once.", ABOUT),
+            Result(
+                "activations, all kept", TERABYTES, kept_all.activations, whole_memory,
+                note="s b h (34 + 5 a s / h) a layer: without recomputation they are the largest part.",
+            ),
+            Result(
+                "sockets it needs", NUMBER, needed, whole_memory, sockets,
+                f"of 1 TB: {sockets} hold {sockets * socket_bytes / whole.total:.1%} of it.",
+            ),
+            Result("ranks", NUMBER, mp * dp * pp, rank_memory, 16384),
+            Result(
+                "parameters of a rank", GIGABYTES, shared.parameters, rank_memory, 25e9,
+                "400 TB over all ranks, so replicas hold parts of them (ZeRO stage 3); the chapter rounds.",
+            ),
+            Result(
+                "Adam of a rank", GIGABYTES, shared.optimiser, rank_memory, 100e9, "1600 TB over all ranks, rounded.",
+            ),
+            Result(
+                "parameters, replicas equal", GIGABYTES, copied.parameters, rank_memory, 25e9,
+                "400 TB over MP x PP alone: what a rank holds where replicas are copies.",
+            ),
+            Result(
+                "all of a rank", GIGABYTES, shared.total, rank_memory,
+                note=f"{pp} micro-batches of a sequence wait on the first stage, one layer is gathered whole: "
+                f"{on_one} ranks fit in a socket.",
+            ),
+            Result(
+                "sockets for the ranks", NUMBER, math.ceil(mp * dp * pp / on_one), rank_memory, sockets,
+                f"{on_one} ranks each.",
+            ),
+        ),
+    )  # fmt: skip
+
+
 EXERCISES: tuple[Callable[[], Exercise], ...] = (
     latency_exercise,
     all_reduce_exercise,
     bandwidth_exercise,
     matmul_exercise,
     work_stealing_exercise,
+    memory_exercise,
 )

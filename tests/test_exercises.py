@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from command_line import Run, refused
 
-from experiments.chapter import EXERCISES, NUMBER, PERCENT, Exercise, Result
+from experiments.chapter import ABOUT, EXERCISES, NUMBER, PERCENT, Exercise, Result
 from experiments.exercises import Exercises
 from numa_rl.machines.catalog import load_machine
 from numa_rl.matmul import (
@@ -75,6 +75,18 @@ def lines() -> list[str]:
         (4, "Cannon, each step", (480 * 960 + 960 * 720) / 16 * 8, "B", True),
         (4, "naive over Cannon", 5184 / (1728 + 576), "1", None),
         (4, "largest difference from A B", 0.0, "1", None),
+        (6, "parameters", 400e12, "B", True),
+        (6, "gradients", 400e12, "B", True),
+        (6, "Adam", 1600e12, "B", True),
+        (6, "activations", 180 * 2048 * 2 * 1104 * 122880, "B", True),
+        (6, "KV cache", 45 * 2048 * 4 * 1104 * 122880, "B", True),
+        (6, "activations, all kept", 1104 * 180 * 2048 * (34 * 122880 + 5 * 960 * 2048), "B", None),
+        (6, "sockets it needs", 2551, "1", False),
+        (6, "ranks", 16384, "1", True),
+        (6, "parameters of a rank", 400e12 / 16384, "B", False),
+        (6, "Adam of a rank", 1600e12 / 16384, "B", False),
+        (6, "parameters, replicas equal", 400e12 / 512, "B", False),
+        (6, "sockets for the ranks", 3277, "1", False),
     ],
 )
 def test_answers(answers, number, name, ours, unit, agrees):
@@ -86,6 +98,19 @@ def test_answers(answers, number, name, ours, unit, agrees):
 def test_the_chapters_answers_are_those_it_prints(answers):
     printed = {key: result["chapter"] for key, result in answers.items() if key[0] < 4}
     assert list(printed.values()) == [18e-9, 0.8, 0.28, 0.28, 0.08, 0.08, 3.5, 3.5, 3.5, 75e9, 0.75, 75e9]
+
+
+def test_the_chapters_memory_plan_is_the_one_it_prints(answers):
+    printed = {name: result["chapter"] for (number, name), result in answers.items() if number == 6}
+    assert [value for value in printed.values() if value] == [
+        400e12, 400e12, 1600e12, 100e12, 50e12, 2550e12, 8, 16384, 25e9, 100e9, 25e9, 8
+    ]  # fmt: skip
+
+
+def test_the_parts_of_the_memory_plan_add_up_but_for_the_layer_at_work(answers):
+    parts = sum(answers[6, name]["ours"] for name in ("parameters", "gradients", "Adam", "activations", "KV cache"))
+    assert parts < answers[6, "all of it"]["ours"] < parts * (1 + 1e-4)
+    assert answers[6, "all of it"]["agrees"]
 
 
 def test_the_volumes_counted_are_those_of_the_formulas(answers):
@@ -150,8 +175,14 @@ def test_a_number_agrees_only_if_it_is_the_chapters(ours, agrees):
     assert Result("ring", NUMBER, ours, max).agrees is None
 
 
+@pytest.mark.parametrize(("ours", "agrees"), [(100.9, True), (99.1, True), (102.0, False), (98.0, False)])
+def test_where_the_chapter_says_about_a_number_within_1_percent_agrees(ours, agrees):
+    assert Result("activations", NUMBER, ours, max, 100.0, tolerance=ABOUT).agrees is agrees
+
+
 def test_values_are_shown_in_their_unit():
     assert PERCENT.text(0.6, 0.3, 0.1) == "60, 30, 10%"
+    assert NUMBER.text(16384, 2073.6) == "16384, 2074"
 
 
 # What is printed.
@@ -173,6 +204,9 @@ def test_values_are_shown_in_their_unit():
         "naive 5184 kB - -",
         "SUMMA, all steps 2074 kB - -",
         "time, no stealing 6.304 ms - -",
+        "all of it 2550 TB 2550 TB agrees",
+        "ranks 16384 16384 agrees",
+        "parameters of a rank 24.41 GB 25 GB differs",
     ],
 )
 def test_rows_hold_our_number_the_chapters_and_the_verdict(lines, row):

@@ -209,5 +209,5 @@ def test_sizes_out_of_range_are_refused(figures, message):
 
 @pytest.mark.parametrize("held", [-1, 0.5, float("nan")])
 def test_a_number_of_sequences_that_is_none_is_refused(held):
-    with pytest.raises(ValueError, match="held_sequences must be a whole number in 0..1048576"):
+    with pytest.raises(ValueError, match=r"held_sequences must be a whole number in 0\.\.1048576"):
         whole_memory(EXERCISE_6, held)
