@@ -29,7 +29,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -93,19 +92,18 @@ class SplitCost:
         """Time of all reads between nodes, if nothing else were done."""
         return float(self.read_s.sum())
 
-    @cached_property
-    def total_s(self) -> float:
-        """Time of the layer's attention."""
-        if not self.overlaps:
-            return self.compute_s + self.transfer_s
-        next_reads = np.append(self.read_s[1:-1], 0.0)
-        steps_s = np.maximum(self.work_s, next_reads).sum()
-        return float(self.projection_s + self.read_s[0] + steps_s + self.read_s[-1])
-
     @property
     def exposed_s(self) -> float:
         """Time in which nodes wait for reads."""
-        return max(self.total_s - self.compute_s, 0.0)  # which are equal but for rounding where all reads hide
+        if not self.overlaps:
+            return self.transfer_s
+        late_s = np.maximum(self.read_s[1:-1] - self.work_s[:-1], 0.0)
+        return float(self.read_s[0] + late_s.sum() + self.read_s[-1])
+
+    @property
+    def total_s(self) -> float:
+        """Time of the layer's attention."""
+        return self.compute_s + self.exposed_s
 
     def to_dict(self) -> dict[str, Any]:
         """Every figure as JSON values."""

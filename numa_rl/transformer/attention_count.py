@@ -47,6 +47,11 @@ class Sends:
 class SplitCount:
     """A shape under a split: every count, exactly, also where parts are not equal.
 
+    Attributes:
+        shape: what is attended to.
+        split: how it is cut.
+        kv_head_counts: heads of keys and values that each head part attends with, shape (h,).
+
     Args:
         shape: what is attended to.
         split: how it is cut.
@@ -61,7 +66,7 @@ class SplitCount:
         self.shape, self.split = shape, split
         self._parts = sequence_parts(shape.tokens, split.sequence_parts, split.order)
         columns = range(split.head_parts)
-        self._kv_heads = np.array([len(kv_head_range(shape, split, part)) for part in columns])
+        self.kv_head_counts = np.array([len(kv_head_range(shape, split, part)) for part in columns])
         self._heads = shape.heads // split.head_parts
 
     @cached_property
@@ -98,7 +103,9 @@ class SplitCount:
         """All that crosses between nodes."""
         h, s, shape = self.split.head_parts, self.split.sequence_parts, self.shape
         sends: list[tuple[int, int, int, int]] = []
-        input_bytes = self._heads * shape.head_bytes + self._kv_heads * shape.kv_head_bytes  # of a token, by column
+        input_bytes = (
+            self._heads * shape.head_bytes + self.kv_head_counts * shape.kv_head_bytes
+        )  # of a token, by column
         for row in range(s):
             for column in range(h):
                 node, own = row * h + column, int(self.home_tokens[row, column])
@@ -107,7 +114,7 @@ class SplitCount:
                         there = int(self.home_tokens[row, other])
                         sends.append((0, node, row * h + other, there * int(input_bytes[column])))
                         sends.append((s, node, row * h + other, own * self._heads * shape.head_bytes))
-                above, token_bytes = (row - 1) % s * h + column, int(self._kv_heads[column]) * shape.kv_head_bytes
+                above, token_bytes = (row - 1) % s * h + column, int(self.kv_head_counts[column]) * shape.kv_head_bytes
                 for step in range(1, s):
                     sends.append((step, node, above, int(self.step_tokens[row, step]) * token_bytes))
         kept = sorted(send for send in sends if send[-1])
@@ -155,18 +162,16 @@ class SplitCount:
         """
         h = self.split.head_parts
         key_reads = np.maximum(self.step_tokens, self.step_pairs / tile_tokens)  # of a head, by part and step
-        keys_and_values = key_reads[:, None] * (self._kv_heads * self.shape.kv_head_bytes)[:, None]
-        queries = self._heads * self.shape.head_bytes + 2 * self._sum_bytes
+        keys_and_values = key_reads[:, None] * (self.kv_head_counts * self.shape.kv_head_bytes)[:, None]
+        queries = np.repeat(self.part_tokens, h) * float(self._heads * self.shape.head_bytes) + 2.0 * self.sum_bytes
         has_work = np.repeat(self.step_pairs > 0, h, axis=0)
-        return np.asarray(
-            keys_and_values.reshape(len(has_work), -1)
-            + has_work * np.repeat(self.part_tokens, h)[:, None] * float(queries)
-        )
+        return np.asarray(keys_and_values.reshape(len(has_work), -1) + has_work * queries[:, None])
 
-    @property
-    def _sum_bytes(self) -> int:
-        """Of the sums of one token on one node."""
-        return self._heads * self.shape.batch * (self.shape.layer.key_dim + STATISTICS) * SUM_BYTES
+    @cached_property
+    def sum_bytes(self) -> IntArray:
+        """The online softmax's sums on each node, shape (p,)."""
+        of_token = self._heads * self.shape.batch * (self.shape.layer.key_dim + STATISTICS) * SUM_BYTES
+        return np.repeat(self.part_tokens, self.split.head_parts) * of_token
 
     @property
     def imbalance(self) -> float:
@@ -186,11 +191,11 @@ class SplitCount:
         h, shape = self.split.head_parts, self.shape
         part, home = self.part_tokens[:, None], self.home_tokens
         outputs = part * np.full(h, self._heads * shape.head_bytes)  # (s, h), as is all that follows
-        keys_and_values = self._kv_heads * shape.kv_head_bytes  # of a token, by column
+        keys_and_values = self.kv_head_counts * shape.kv_head_bytes  # of a token, by column
         arriving = np.pad(self.step_tokens[:, 1:], ((0, 0), (1, 0)))
         two_steps = (arriving[:, 1:] + arriving[:, :-1]).max(axis=1, initial=0)[:, None] * keys_and_values
         of_heads = outputs + part * keys_and_values
-        attending = of_heads + part * self._sum_bytes + np.maximum(two_steps, outputs)
+        attending = of_heads + self.sum_bytes.reshape(home.shape) + np.maximum(two_steps, outputs)
         if h == 1:  # whoever projects also attends
             return np.asarray(attending.ravel())
         token_bytes = shape.heads * shape.head_bytes
