@@ -156,14 +156,14 @@ class TransformerTraining:
         _require_multiple("micro_batches", self.micro_batches, self.data_parallel, "data_parallel")
         if self.algorithm == "hierarchical":
             _require_multiple("data_parallel", self.data_parallel, self.group_ranks, "group_ranks")
-        _require_multiple("lanes", self.lanes, self.gradient_schedule.num_chunks, "the chunks of the gradients' sum")
+        _require_multiple("lanes", self.lanes, self._gradient_chunks, "the chunks of the gradients' sum")
         _require_multiple("lanes", self.lanes, self.model_parallel, "model_parallel, the chunks of activations")
-        assert self.operations is not None  # checks the schedule
         if self.num_tasks > MOST_TASKS:
             raise ValueError(
                 f"an episode must have at most {MOST_TASKS} tasks, got {self.num_tasks}; a larger layers_per_task, and "
                 f"fewer micro_batches or lanes, have fewer."
             )
+        assert self.operations is not None  # checks the schedule
 
     @cached_property
     def model(self) -> Transformer:
@@ -188,6 +188,12 @@ class TransformerTraining:
             first_ranks = range(0, self.data_parallel, self.group_ranks)
             return hierarchical([range(first, first + self.group_ranks) for first in first_ranks])
         return ring(self.data_parallel)
+
+    @property
+    def _gradient_chunks(self) -> int:
+        """Into how many chunks that cuts them."""
+        halving = self.algorithm == "halving-doubling"
+        return 1 << (self.data_parallel.bit_length() - 1) if halving else self.data_parallel
 
     @cached_property
     def operations(self) -> Operations:
@@ -264,11 +270,10 @@ class TransformerTraining:
         mp, lanes, ranks = self.model_parallel, self.lanes, self.num_ranks
         blocks = self.layers // self.layers_per_task
         crossings = self.pipeline_parallel * self.stage_chunks - 1 if self.pipeline_parallel > 1 else 0
-        of_block = 3 * mp * lanes + 2 * 2 * (mp - 1) * lanes  # computations, and sends of two rings
+        of_block = 3 * mp * lanes + 2 * 2 * (mp - 1) * lanes  # computations, and sends of two sums of activations
         of_micro_batch = blocks * of_block + 2 * crossings * mp * lanes + mp
-        chunk_sends = int(self.gradient_schedule.chunks.sum())
-        gradient_sends = ranks // self.data_parallel * chunk_sends * lanes // self.gradient_schedule.num_chunks
-        of_step = self.micro_batches * of_micro_batch + gradient_sends + 2 * ranks * lanes
+        sends = 2 * (self.data_parallel - 1) * lanes  # to sum gradients by any of the algorithms
+        of_step = self.micro_batches * of_micro_batch + ranks // self.data_parallel * sends + 2 * ranks * lanes
         return ranks * (1 + 2 * lanes) + self.num_steps * of_step
 
     @property

@@ -33,6 +33,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import zip_longest
 
 from numa_rl.communication.schedules import Schedule, ring
 from numa_rl.transformer.pipeline_schedule import Operations
@@ -293,7 +294,9 @@ class TrainingTasks:
             self._returned[replica, micro_batch, block] = returned
             gradient = [self._whole(made) for made in returned]
         for block in blocks[::-1]:
-            self._add_backward_weights(ranks, block, self._given[replica, micro_batch, block], gradients[block])
+            # Weights that are updated are read no more: the last of their gradients wait for who read them last.
+            waits = returned if block == blocks[0] else [[] for _ in ranks]
+            self._add_backward_weights(ranks, block, self._given[replica, micro_batch, block], gradients[block], waits)
 
     def _add_backward_input(
         self, ranks: Sequence[int], kept: Sequence[Sequence[int]], gradient: Sequence[Sequence[Read]]
@@ -319,21 +322,35 @@ class TrainingTasks:
         return returned
 
     def _add_backward_weights(
-        self, ranks: Sequence[int], block: int, given: Sequence[Sequence[Read]], gradient: Sequence[Sequence[Read]]
+        self,
+        ranks: Sequence[int],
+        block: int,
+        given: Sequence[Sequence[Read]],
+        gradient: Sequence[Sequence[Read]],
+        waits: Sequence[Sequence[int]],
     ) -> None:
+        """Add the tasks of one block.
+
+        Args:
+            ranks: who they are for.
+            block: of the model.
+            given: the block's input, of each rank.
+            gradient: with respect to its output, of each rank and lane.
+            waits: objects of each rank and lane that are waited for, or none.
+        """
         share = self._share
-        for rank, inputs, outputs in zip(ranks, given, gradient, strict=True):
+        for rank, inputs, outputs, made in zip(ranks, given, gradient, waits, strict=True):
             adds = (rank, block) in self._written
             self._written.add((rank, block))
-            lanes = zip(self._grid.workers(rank), self._gradients[rank], outputs, strict=True)
-            for worker, obj, output in lanes:
+            lanes = zip_longest(self._grid.workers(rank), self._gradients[rank], outputs, made)
+            for worker, obj, output, waited in lanes:
                 self.draft.add_task(
                     worker,
                     obj,
                     flops=share.weights_flops,
                     num_bytes=share.block_bytes * (2.0 if adds else 1.0),
                     write_fraction=0.5 if adds else 1.0,
-                    reads=[*inputs, output],
+                    reads=[*inputs, output, *([] if waited is None else [(waited, 0.0)])],
                 )
         self._label(Kind.BACKWARD_WEIGHTS)
 
