@@ -27,7 +27,7 @@ from numa_rl.transformer.stage_search import assign_stages
 
 def even_layers(num_layers: int, flops=100.0, parameters=0.0, activations=0.0, border=50.0) -> Layers:
     each = np.ones(num_layers)
-    return Layers(each * flops, each * parameters, each * activations, each[1:] * border)
+    return Layers(each * flops / 4, each * flops * 3 / 4, each * parameters, each * activations, each[1:] * border)
 
 
 def of_1f1b(micro_batches: int):
@@ -63,7 +63,7 @@ def cases(draw):
     num_stages = draw(st.integers(1, min(n, np.count_nonzero(topology.cores), 4)))
     rng = np.random.default_rng(draw(seeds))
     most = draw(st.sampled_from([1e7, 1e8, 3e9]))
-    layers = Layers(*(rng.integers(1, most, n).astype(float) for _ in range(3)), rng.integers(0, 1e8, n - 1))
+    layers = Layers(*(rng.integers(1, most, n).astype(float) for _ in range(4)), rng.integers(0, 1e8, n - 1))
     return topology, layers, num_stages, rng.integers(1, 4, num_stages).astype(float)
 
 
@@ -78,9 +78,11 @@ def test_two_stages_halve_four_equal_layers_on_neighbouring_nodes():
 
 
 def test_a_cheap_border_is_worth_an_uneven_cut():
-    layers = Layers([100.0] * 4, [0.0] * 4, [0.0] * 4, [0.0, 20.0, 20.0])  # 0.8 s more there and back, 1 s less to wait
+    layers = Layers(
+        [40.0] * 4, [60.0] * 4, [0.0] * 4, [0.0] * 4, [0.0, 20.0, 20.0]
+    )  # 0.8 s more there and back, 1 s less to wait
     assert assign_stages(toy_machine(2), layers, 2).cost_s == 2.0 + 4.8
-    layers = Layers([100.0] * 4, [0.0] * 4, [0.0] * 4, [0.0, 30.0, 30.0])
+    layers = Layers([40.0] * 4, [60.0] * 4, [0.0] * 4, [0.0] * 4, [0.0, 30.0, 30.0])
     found = assign_stages(toy_machine(2), layers, 2)
     assert found.bounds.tolist() == [0, 1, 4]
     assert found.cost_s == 3.0 + 4.0
@@ -104,6 +106,15 @@ def test_nodes_without_cores_hold_no_stage():
     assert sorted(found.nodes.tolist()) == [0, 2]
 
 
+def test_an_interleaved_stage_holds_two_pieces_and_sends_twice():
+    layers = even_layers(4, parameters=10.0, activations=1.0)
+    given = assignment_costs(toy_machine(2), layers, [0, 1, 2, 3, 4], [0, 1], [3.0, 2.0])
+    assert given.compute_s.tolist() == [2.0, 2.0]
+    assert given.memory_bytes.tolist() == [20.0 + 3 * 2, 20.0 + 2 * 2]
+    assert given.comm_s.tolist() == [2 * (50 / 50 + 2.0)] * 3
+    assert given.link_bytes.tolist() == [150.0, 150.0]
+
+
 def test_eight_stages_of_a_transformer_follow_the_links_of_the_chapters_cube():
     topology = load_machine("chapter-8-socket")
     layers = transformer_layers(Training(Transformer(24, 8192, 64)), 1)
@@ -115,7 +126,7 @@ def test_eight_stages_of_a_transformer_follow_the_links_of_the_chapters_cube():
 def line_whose_middle_holds_one_layer() -> tuple[Topology, Layers]:
     """Nodes 0 - 1 - 2, and stages of which only the last fits node 1: the first two send past it."""
     topology = toy_machine(3, memory_bytes=[1000.0, 100.0, 1000.0])
-    return topology, Layers([100.0] * 3, [500.0, 500.0, 100.0], [0.0] * 3, [50.0, 50.0])
+    return topology, Layers([40.0] * 3, [60.0] * 3, [500.0, 500.0, 100.0], [0.0] * 3, [50.0, 50.0])
 
 
 def test_borders_that_share_a_link_fill_it_together():
@@ -130,7 +141,7 @@ def test_borders_that_share_a_link_fill_it_together():
 def test_a_dearer_way_to_the_same_nodes_may_leave_more_room_on_links():
     far = [[7.0, 5, 7, 3, 4], [7, 1, 3, 1, 4], [8, 2, 4, 4, 8], [2, 5, 3, 1, 7], [1, 3, 4, 4, 1]]
     topology = toy_machine(5, latency_s=np.array(far))
-    layers = Layers([100.0] * 5, [0.0] * 5, [0.0] * 5, [150.0, 150.0, 150.0, 50.0])
+    layers = Layers([40.0] * 5, [60.0] * 5, [0.0] * 5, [0.0] * 5, [150.0, 150.0, 150.0, 50.0])
     every = all_assignments(topology, layers, 5, [1.0] * 5)
     assert min(compute + comm for compute, comm, _, link_s, _ in every if link_s <= 7.0) == 43.0
     assert assign_stages(topology, layers, 5, link_s=7.0).cost_s == 43.0
@@ -216,10 +227,11 @@ def test_a_training_transformer_keeps_what_the_memory_plan_says():
     assert again.activation_bytes.tolist() == [2 * 64 * 128 * 2.0] * 4
     assert again.border_bytes.tolist() == [2 * 64 * 128 * 2.0] * 3
     assert kept.activation_bytes[0] > again.activation_bytes[0]
-    assert again.flops[1] == pytest.approx(4 / 3 * kept.flops[1])  # the forward pass again
+    assert again.backward_flops[1] == pytest.approx(3 * again.forward_flops[1])  # of them one forward pass again
+    assert kept.backward_flops[1] == pytest.approx(2 * kept.forward_flops[1])
     assert again.parameter_bytes.tolist() == [12 * p for p in (12 * 128**2 + 128000, 12 * 128**2, 12 * 128**2,
                                                               12 * 128**2 + 128000)]  # fmt: skip
-    assert again.flops[3] - again.flops[2] == 3 * 2 * 128 * 1000 * 128.0
+    assert kept.flops[3] - kept.flops[2] == 3 * 2 * 128 * 1000 * 128.0
 
 
 @pytest.mark.parametrize(
@@ -265,11 +277,20 @@ def test_links_need_time(link_s):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        (([], [], [], []), r"a model must have at least one layer, got none\."),
-        (([1.0], [1.0], [1.0], [1.0]), r"border_bytes must have shape \(0,\) for 1 layers, got \(1,\)\."),
-        (([1.0, 1.0], [1.0], [1.0] * 2, [1.0]), r"parameter_bytes must have shape \(2,\) for 2 layers, got \(1,\)\."),
-        (([1.0, nan], [1.0] * 2, [1.0] * 2, [1.0]), r"flops\[1\] must be finite and >= 0, got nan\."),
-        (([1.0] * 2, [1.0] * 2, [-1.0, 1.0], [1.0]), r"activation_bytes\[0\] must be finite and >= 0, got -1\.0\."),
+        (([], [], [], [], []), r"a model must have at least one layer, got none\."),
+        (([1.0], [1.0], [1.0], [1.0], [1.0]), r"border_bytes must have shape \(0,\) for 1 layers, got \(1,\)\."),
+        (
+            ([1.0, 1.0], [1.0] * 2, [1.0], [1.0] * 2, [1.0]),
+            r"parameter_bytes must have shape \(2,\) for 2 layers, got \(1,\)\.",
+        ),
+        (
+            ([1.0, nan], [1.0] * 2, [1.0] * 2, [1.0] * 2, [1.0]),
+            r"forward_flops\[1\] must be finite and >= 0, got nan\.",
+        ),
+        (
+            ([1.0] * 2, [1.0] * 2, [1.0] * 2, [-1.0, 1.0], [1.0]),
+            r"activation_bytes\[0\] must be finite and >= 0, got -1\.0\.",
+        ),
     ],
 )
 def test_layers_that_there_are_not_are_an_error(arrays, message):
@@ -280,8 +301,13 @@ def test_layers_that_there_are_not_are_an_error(arrays, message):
 @pytest.mark.parametrize(
     ("bounds", "nodes", "message"),
     [
-        ([0, 4], [0, 1], r"bounds must rise from 0 to 4, the layers, in 2 steps for 2 nodes, got \[0, 4\]\."),
+        (
+            [0, 4],
+            [0, 1],
+            r"bounds must rise from 0 to 4, the layers, with as many pieces for each of 2 nodes, got \[0, 4\]\.",
+        ),
         ([0, 0, 4], [0, 1], r"bounds must rise from 0 to 4"),
+        ([0, 1, 2, 4], [0, 1], r"as many pieces for each of 2 nodes, got"),
         ([0, 2, 4], [1, 1], r"nodes must be different ones with cores, of \[0, 1\], got \[1, 1\]\."),
         ([0, 2, 4], [0, 2], r"nodes must be different ones with cores, of \[0, 1\], got \[0, 2\]\."),
     ],

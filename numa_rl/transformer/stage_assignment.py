@@ -25,7 +25,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +46,8 @@ class Layers:
     """What each layer takes, for one micro-batch.
 
     Attributes:
-        flops: arithmetic, forward and backward, shape (n,).
+        forward_flops: arithmetic of the forward pass, shape (n,).
+        backward_flops: of the backward pass, shape (n,).
         parameter_bytes: its parameters and what training keeps with them, gradients and optimiser, shape (n,).
         activation_bytes: what it keeps of a micro-batch from its forward to its backward pass, shape (n,).
         border_bytes: activations it hands to the layer after it, as many as the gradients that come back,
@@ -56,17 +57,19 @@ class Layers:
         ValueError: no layer, shapes that differ, or a figure that is negative or not finite.
     """
 
-    flops: FloatArray
+    forward_flops: FloatArray
+    backward_flops: FloatArray
     parameter_bytes: FloatArray
     activation_bytes: FloatArray
     border_bytes: FloatArray
 
     def __post_init__(self) -> None:
         """Convert and freeze the arrays; check shapes and ranges."""
-        n = np.size(self.flops)
+        n = np.size(self.forward_flops)
         if n == 0:
             raise ValueError("a model must have at least one layer, got none.")
-        for name in ("flops", "parameter_bytes", "activation_bytes", "border_bytes"):
+        for item in fields(self):
+            name = item.name
             array = np.array(getattr(self, name), np.float64)
             shape = (n - 1,) if name == "border_bytes" else (n,)
             if array.shape != shape:
@@ -79,7 +82,12 @@ class Layers:
 
     def __len__(self) -> int:
         """Number of layers n."""
-        return len(self.flops)
+        return len(self.forward_flops)
+
+    @property
+    def flops(self) -> FloatArray:
+        """Arithmetic, forward and backward, shape (n,)."""
+        return self.forward_flops + self.backward_flops
 
 
 def transformer_layers(training: Training, sequences: int, recompute: Recompute = Recompute.FULL) -> Layers:
@@ -105,14 +113,14 @@ def transformer_layers(training: Training, sequences: int, recompute: Recompute 
         Recompute.ATTENTION: model.layer_forward_flops(0.0, pairs),
         Recompute.FULL: model.layer_forward_flops(tokens, pairs),
     }
-    passes = 1 + BACKWARD_OVER_FORWARD
-    flops = np.full(n, passes * model.layer_forward_flops(tokens, pairs) + again[recompute])
-    flops[-1] += passes * 2.0 * training.embedding_parameters * tokens
+    forward_flops = np.full(n, model.layer_forward_flops(tokens, pairs), np.float64)
+    forward_flops[-1] += 2.0 * training.embedding_parameters * tokens
     parameters = np.full(n, training.layer_parameters)
     for layer in {0, n - 1}:
         parameters[layer] += training.embedding_parameters
     return Layers(
-        flops=flops,
+        forward_flops=forward_flops,
+        backward_flops=BACKWARD_OVER_FORWARD * forward_flops + again[recompute],
         parameter_bytes=parameters * (sizes.parameter_bytes + sizes.gradient_bytes + sizes.optimiser_bytes),
         activation_bytes=np.full(n, kept_activation_bytes(training, sequences, recompute)),
         border_bytes=np.full(n - 1, tokens * model.width * sizes.activation_bytes),
@@ -123,12 +131,15 @@ def transformer_layers(training: Training, sequences: int, recompute: Recompute 
 class StageAssignment:
     """Stages, their nodes, and what that takes for one micro-batch.
 
+    A stage holds one run of layers, or v of them in an interleaved pipeline: piece k of the model belongs to stage
+    k mod K.
+
     Attributes:
-        bounds: stage k holds layers bounds[k] to bounds[k + 1] - 1, shape (K + 1,).
+        bounds: piece k holds layers bounds[k] to bounds[k + 1] - 1, shape (K v + 1,).
         nodes: of each stage, shape (K,).
         compute_s: each stage's arithmetic on all cores of its node, shape (K,).
         memory_bytes: what each stage keeps, shape (K,).
-        comm_s: messages there and back between each stage and the next, shape (K - 1,).
+        comm_s: messages there and back between each piece and the next, shape (K v - 1,).
         link_bytes: what is sent over each link, shape (L,).
     """
 
@@ -168,35 +179,37 @@ def assignment_costs(
     Args:
         topology: the machine.
         layers: of the model.
-        bounds: first layer of each stage, and n at the end, shape (K + 1,).
+        bounds: first layer of each piece, and n at the end, shape (K v + 1,).
         nodes: of each stage, all different and with cores, shape (K,).
         live: micro-batches whose activations each stage keeps, shape (K,).
 
     Raises:
-        ValueError: stages that do not hold each layer once, a node without cores or with two stages.
+        ValueError: pieces that do not hold each layer once, a node without cores or with two stages.
     """
     edges, places = np.asarray(bounds, np.int64), np.asarray(nodes, np.int64)
-    k = len(places)
-    if edges.shape != (k + 1,) or edges[0] != 0 or edges[-1] != len(layers) or (np.diff(edges) < 1).any():
+    k, pieces = len(places), len(edges) - 1
+    rises = pieces >= 1 and edges[0] == 0 and edges[-1] == len(layers) and (np.diff(edges) >= 1).all()
+    if not (rises and k and pieces % k == 0):
         raise ValueError(
-            f"bounds must rise from 0 to {len(layers)}, the layers, in {k} steps for {k} nodes, got {edges.tolist()}."
+            f"bounds must rise from 0 to {len(layers)}, the layers, with as many pieces for each of {k} nodes, got "
+            f"{edges.tolist()}."
         )
     known = np.flatnonzero(topology.cores)
     if len(set(places.tolist())) < k or not np.isin(places, known).all():
         raise ValueError(f"nodes must be different ones with cores, of {known.tolist()}, got {places.tolist()}.")
-    first, last = edges[:-1], edges[1:]
-    kept = np.broadcast_to(np.asarray(live, np.float64), k)
-    borders = edges[1:-1]
-    before, after = places[:-1], places[1:]
-    link_bytes = layers.border_bytes[borders - 1] @ border_links(topology)[before, after]
+    of_piece = places[np.arange(pieces) % k]
+    borders, before, after = edges[1:-1] - 1, of_piece[:-1], of_piece[1:]
+
+    def of_stages(of_layers: FloatArray) -> FloatArray:
+        return np.asarray(stage_sums(of_layers)[edges[:-1], edges[1:]].reshape(-1, k).sum(axis=0))
+
     return StageAssignment(
         bounds=edges,
         nodes=places,
-        compute_s=stage_sums(layers.flops)[first, last] / node_flops_per_s(topology)[places],
-        memory_bytes=stage_sums(layers.parameter_bytes)[first, last]
-        + kept * stage_sums(layers.activation_bytes)[first, last],
-        comm_s=border_s(topology, layers.border_bytes)[borders - 1, before, after],
-        link_bytes=link_bytes,
+        compute_s=of_stages(layers.flops) / node_flops_per_s(topology)[places],
+        memory_bytes=of_stages(layers.parameter_bytes) + np.asarray(live) * of_stages(layers.activation_bytes),
+        comm_s=np.where(before == after, 0.0, border_s(topology, layers.border_bytes)[borders, before, after]),
+        link_bytes=layers.border_bytes[borders] @ border_links(topology)[before, after],
     )
 
 
