@@ -160,7 +160,11 @@ def test_all_ranks_on_one_node_send_nothing_between_nodes():
 
 
 def test_a_larger_pool_extends_a_smaller_one_and_seeds_differ():
-    few, many, other = generated(Ffn(), 3), generated(Ffn(), 7), generated(Ffn(), 3, seed=1)
+    few, many, other = (
+        generated(Ffn(), 3),
+        generated(Ffn(), 7),
+        generated(Ffn(), 3, seed=1),
+    )
     for name in ("object", "flops", "inputs", "input_bytes", "object_bytes", "freed_after"):
         np.testing.assert_array_equal(getattr(few, name), getattr(many, name)[:3])
     assert not np.array_equal(few.flops, other.flops)

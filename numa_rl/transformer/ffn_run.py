@@ -68,7 +68,7 @@ class SplitRun:
         flops: multiplications and additions of each rank's products, shape (p,).
     """
 
-    outputs: Pieces
+    outputs: list[Matrix]
     layout: Layout
     gradients: tuple[Matrix, ...]
     sent_bytes: npt.NDArray[np.float64]
