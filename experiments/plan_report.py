@@ -24,7 +24,8 @@ def print_outlook(outlook: Outlook, console: Console, most: int) -> None:
     print_whole(outlook, console)
     print_options(outlook, console)
     if not outlook.plans:
-        console.print(f"No number of ranks up to {MOST_RANKS} has room for it.", style="bold red")
+        tried = f"{counted(outlook.sockets, 'rank')}, nor twice, four times ... as many"
+        console.print(f"Neither {tried} up to {MOST_RANKS} can be split so that each has room.", style="bold red")
         return
     print_ranks(outlook, console)
     print_plans(outlook, console, most)
@@ -182,12 +183,13 @@ def _cause(plan: Plan, part: str) -> str:
         f"with m = {plan.micro_batches}",
         "bubble_s": f"{plan.pp} stages wait for {(plan.pp - 1) / plan.micro_batches:.0%} of their work, (PP - 1)/m = "
         f"{plan.pp - 1}/{plan.micro_batches}",
-        "update_s": f"a rank updates 1/{_update_parts(plan)} of the optimiser's state",
+        "update_s": f"a rank updates {_updated(plan)} of the optimiser's state",
     }[part]
 
 
-def _update_parts(plan: Plan) -> int:
-    return plan.mp * plan.pp * (1 if plan.sharding is Sharding.NONE else plan.dp)
+def _updated(plan: Plan) -> str:
+    parts = plan.mp * plan.pp * (plan.dp if plan.sharding.reaches(Sharding.OPTIMISER) else 1)
+    return "all" if parts == 1 else f"1/{parts}"
 
 
 def _split(plan: Plan) -> str:

@@ -150,7 +150,7 @@ def best_plan(training: Training, num_ranks: int, cluster: Cluster, choices: Cho
     best = ranked_plans(training, num_ranks, cluster, choices, most=1)[0]
     if not best.fits:
         enough = fewest_ranks(training, cluster, num_ranks, choices)
-        would = f"{enough} ranks would do" if enough else f"not even {MOST_RANKS} ranks would do"
+        would = f"{enough} ranks would do" if enough else "2, 4, 8 ... times as many would not do either"
         raise ValueError(
             f"a rank must have room for its part of the model, of which {num_ranks} ranks leave it "
             f"{best.memory.total / 1e9:.4g} GB or more, got {cluster.memory_bytes / 1e9:.4g} GB; {would}."
@@ -217,11 +217,13 @@ def possible_splits(training: Training, num_ranks: int, micro_sequences: int | N
     """Every MP x DP x PP of that many ranks with every micro-batch, where heads, layers and batch are divided.
 
     Raises:
-        ValueError: `num_ranks` is no whole number in 1..MOST_RANKS.
+        ValueError: `num_ranks` is no whole number in 1..MOST_RANKS, or `micro_sequences` does not divide the batch.
     """
     require_count(num_ranks=num_ranks)
     if num_ranks > MOST_RANKS:
         raise ValueError(f"num_ranks must be at most {MOST_RANKS}, got {num_ranks}.")
+    if micro_sequences is not None:
+        _require_divisor("micro_sequences", micro_sequences, training.batch_sequences, "the sequences of a step")
     model = training.model
     rows = [
         (mp, dp, pp, micro)
@@ -244,15 +246,17 @@ def require_split(training: Training, mp: int, dp: int, pp: int, micro_sequences
         keys = "" if model.num_kv_heads == model.heads else f", {model.num_kv_heads} heads of keys"
         of = f"heads ({model.heads}{keys}) and inner width ({model.inner_width})"
         raise ValueError(f"mp must divide {of}, got {mp}; {_nearest(would, mp)} would do.")
-    for name, value, whole, of in (
-        ("dp", dp, batch, "the sequences of a step"),
-        ("pp", pp, model.layers, "layers"),
-        ("micro_sequences", micro_sequences, batch // dp, "the sequences of a replica"),
-    ):
-        if whole % value:
-            raise ValueError(
-                f"{name} must divide {of} ({whole}), got {value}; {_nearest(divisors(whole), value)} would do."
-            )
+    _require_divisor("dp", dp, batch, "the sequences of a step")
+    _require_divisor("pp", pp, model.layers, "layers")
+    _require_divisor("micro_sequences", micro_sequences, batch // dp, "the sequences of a replica")
+
+
+def _require_divisor(name: str, value: int, whole: int, of: str) -> None:
+    """Raise ValueError unless a number of things can be cut into so many, naming the nearest that would do."""
+    if whole % value:
+        raise ValueError(
+            f"{name} must divide {of} ({whole}), got {value}; {_nearest(divisors(whole), value)} would do."
+        )
 
 
 def divisors(number: int) -> list[int]:
