@@ -183,14 +183,19 @@ def test_layouts_are_as_even_as_can_be_or_say_what_would_do(name, layers, kv_hea
 
 
 def crossings_by_hand(layout: KVLayout) -> int:
-    """Send every vector and count those that change sockets."""
-    moved, at = 0, int(layout.socket[0, 0])
-    for sockets in layout.socket.tolist():
-        next_at = at if at in sockets else sockets[0]
+    """Send every vector from where it is to where it is needed, and count those that change sockets."""
+    moved, at = 0, int(layout.home[0])
+    for sockets, home in zip(layout.socket.tolist(), layout.home.tolist(), strict=True):
+        assert home in sockets
         moved += sum(socket != at for socket in set(sockets))  # inputs
-        moved += sum(socket != next_at for socket in set(sockets))  # partial results
-        at = next_at
+        moved += sum(socket != home for socket in set(sockets))  # partial results
+        at = home
     return moved
+
+
+def test_sockets_that_share_a_layer_take_turns_to_sum_it():
+    assert head_blocks(5, 4, 4).home.tolist() == [0, 1, 2, 3, 0]
+    assert layer_blocks(4, 4, 2).home.tolist() == [0, 0, 1, 1]
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(2, 30))

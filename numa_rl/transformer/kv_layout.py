@@ -26,6 +26,7 @@ from numa_rl.transformer.kv_cache import KVCache
 from numa_rl.wording import counted
 
 MOST_UNITS = 10**5  # layers x heads, far above any model's
+ROUNDING = 1e-9  # share of a socket's memory: more than it by less is not too much
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,12 +52,10 @@ class KVLayout:
     def home(self) -> IntArray:
         """The socket on which each layer's heads are summed and its feed-forward part runs, shape (L,).
 
-        The one that held the layer before, if it holds some of this one too, else the first that does.
+        Those that hold the layer take turns from layer to layer, which costs no more crossings than always the same.
         """
-        homes: list[int] = []
-        for sockets in self.socket:
-            homes.append(homes[-1] if homes and homes[-1] in sockets else int(sockets[0]))
-        return np.array(homes, np.int64)
+        holders = [np.unique(sockets) for sockets in self.socket]
+        return np.array([held[layer % len(held)] for layer, held in enumerate(holders)], np.int64)
 
     def crossing_vectors(self) -> int:
         """Hidden vectors that cross between sockets while one token goes through all layers, work being where data is.
@@ -173,8 +172,7 @@ def require_fit(cache: KVCache, layout: KVLayout, memory_bytes: npt.ArrayLike) -
     if not (np.isfinite(memory) & (memory >= 0)).all():
         raise ValueError(f"memory_bytes must be finite and >= 0, got {memory.tolist()}.")
     part = layout.socket_bytes(cache)
-    over = np.flatnonzero(part > memory)
-    if not over.size:
+    if (part <= memory * (1.0 + ROUNDING)).all():
         return
     socket = int((part - memory).argmax())
     fitting = float(np.min(memory[part > 0] / part[part > 0])) * cache.bytes_per_element
@@ -197,7 +195,7 @@ def _sockets_that_do(cache: KVCache, layout: KVLayout, memory: FloatArray) -> st
             part = make_layout(layout.name, cache.layers, cache.kv_heads, sockets).socket_bytes(cache)
         except ValueError:
             continue  # so many sockets would hold nothing
-        if part.max() <= least:
+        if part.max() <= least * (1.0 + ROUNDING):
             return counted(sockets, "such socket")
     return f"another layout over {counted(needed, 'such socket')} or more"
 
