@@ -107,8 +107,11 @@ class Ffn:
 
     def generate(self, rng: np.random.Generator, num_episodes: int) -> Workload:
         """Make `num_episodes` episodes; more episodes from the same generator extend fewer."""
-        tokens, width = self._sizes(rng, num_episodes)
-        return self._draft(tokens, width).workload(
+        nominal = GraphDraft()
+        self._draw_up(nominal, np.full((1, self.num_batches), self.median_tokens), np.full(1, self.median_width))
+        draft = _DraftInOrderOf(nominal)
+        self._draw_up(draft, *self._sizes(rng, num_episodes))
+        return draft.workload(
             "ffn", num_episodes=num_episodes, flops_per_s=self.flops_per_s, bytes_per_s=self.bytes_per_s
         )
 
@@ -127,9 +130,8 @@ class Ffn:
         width = lognormal(uniforms[:, 0], self.median_width, self.width_sigma)
         return tokens, unit * np.maximum(np.rint(width / unit), 1.0)
 
-    def _draft(self, tokens: FloatArray, width: FloatArray) -> GraphDraft:
-        """The graph: loaders, then layer by layer and micro-batch by micro-batch."""
-        draft = GraphDraft()
+    def _draw_up(self, draft: GraphDraft, tokens: FloatArray, width: FloatArray) -> None:
+        """Add the tasks: loaders, then layer by layer and micro-batch by micro-batch."""
         layers = _Layers(self, width)
         weights = [layers.add_weights(draft) for _ in range(self.num_layers)]
         given = [layers.add_inputs(draft, tokens[:, batch]) for batch in range(self.num_batches)]
@@ -139,7 +141,24 @@ class Ffn:
                 layers.add_layer(draft, weights[layer], given[batch], tokens[:, batch], kept=last)
                 for batch in range(self.num_batches)
             ]
-        return draft
+
+
+class _DraftInOrderOf(GraphDraft):
+    """A draft whose tasks stand in the order of those of another, of the same structure.
+
+    With the order of its own mean episode, where a task stands would depend on which episodes are made with it.
+
+    Args:
+        nominal: the draft that says the order.
+    """
+
+    def __init__(self, nominal: GraphDraft) -> None:
+        super().__init__()
+        self._nominal = nominal
+
+    def order(self, *, flops_per_s: float, bytes_per_s: float) -> IntArray:
+        """The tasks in the order of `workload`, shape (T,)."""
+        return self._nominal.order(flops_per_s=flops_per_s, bytes_per_s=bytes_per_s)
 
 
 Parts = list[tuple[int, FloatArray]]  # objects that make up a matrix on a rank, and the size of each
