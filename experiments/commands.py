@@ -17,12 +17,17 @@ from experiments.diagnose import Diagnose
 from experiments.exercises import Exercises
 from experiments.machine import MachineList, MachineShow
 from experiments.partition import Partition
+from experiments.plan import MemoryPlan
 from experiments.roofline import Roofline
 from experiments.suite.command import Suite
 from experiments.train import Train
+from experiments.transformer.attention import Attention
+from experiments.transformer.ffn import Ffn
 from experiments.tune import Tune
 
 Machine = Annotated[MachineShow, tyro.conf.subcommand("show")] | Annotated[MachineList, tyro.conf.subcommand("list")]
+Transformer = Annotated[Attention, tyro.conf.subcommand("attention")] | Annotated[Ffn, tyro.conf.subcommand("ffn")]
+TRANSFORMER = "How the layers of a transformer are best split over a machine's sockets."
 
 # What tyro draws around an error, and the name of its own that it puts before ours.
 FRAME = re.compile(r"[\u2500-\u257f]+|-{4,}|^\s*[|+]|[|+]\s*$|Error parsing \S+: ", re.MULTILINE)
@@ -48,6 +53,8 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
                 | Annotated[Partition, tyro.conf.subcommand("partition")]
                 | Annotated[Roofline, tyro.conf.subcommand("roofline")]
                 | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
+                | Annotated[Transformer, tyro.conf.subcommand("transformer", description=TRANSFORMER)]
+                | Annotated[MemoryPlan, tyro.conf.subcommand("plan")]
                 | Annotated[Exercises, tyro.conf.subcommand("exercises")]
                 | Annotated[Bench, tyro.conf.subcommand("bench")],
                 prog="numa-rl",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from numa_rl.workloads.attention import SplitAttention
 from numa_rl.workloads.batch import HpcBatch
 from numa_rl.workloads.collective import AllReduce
+from numa_rl.workloads.ffn import Ffn
 from numa_rl.workloads.llm_serving import LLMServing
 from numa_rl.workloads.parameters import build
+from numa_rl.workloads.pipeline import Pipeline
 from numa_rl.workloads.planted import Planted
 from numa_rl.workloads.prefix_cache import PrefixCache
 from numa_rl.workloads.query import Query
 from numa_rl.workloads.synthetic import SyntheticStream
 from numa_rl.workloads.threads import Threads
+from numa_rl.workloads.training import TransformerTraining
 from numa_rl.workloads.workflow import Workflow
 from numa_rl.workloads.workload import WorkloadFamily
 
@@ -25,6 +29,10 @@ FAMILIES: dict[str, type[WorkloadFamily]] = {
     "query": Query,
     "threads": Threads,
     "all-reduce": AllReduce,
+    "attention": SplitAttention,
+    "ffn": Ffn,
+    "pipeline": Pipeline,
+    "transformer-training": TransformerTraining,
     "planted": Planted,
 }
 
