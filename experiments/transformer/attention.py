@@ -166,6 +166,7 @@ def _table(choice: SplitChoice) -> Table:
     byte, bytes_unit = _scale(max(cost.total_bytes for cost in choice.costs) or 1)
     held, held_unit = _scale(max(cost.peak_bytes_with_weights for cost in choice.costs))
     second, second_unit = _scale(choice.best.total_s)
+    read, read_unit = _scale(max(cost.transfer_s for cost in choice.costs) or choice.best.total_s)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("split\nheads x seq.", no_wrap=True)
     headers = (
@@ -174,8 +175,8 @@ def _table(choice: SplitChoice) -> Table:
         "with\nweights",
         "most\n/ mean",
         f"compute\n{second_unit}s",
-        f"reads\n{second_unit}s",
-        f"waits\n{second_unit}s",
+        f"reads\n{read_unit}s",
+        f"waits\n{read_unit}s",
         f"total\n{second_unit}s",
     )
     for header in headers:
@@ -188,8 +189,8 @@ def _table(choice: SplitChoice) -> Table:
             f"{cost.peak_bytes_with_weights / held:.3g}",
             f"{cost.imbalance:.2f}",
             f"{cost.compute_s / second:.4g}",
-            f"{cost.transfer_s / second:.3g}",
-            f"{cost.exposed_s / second:.3g}",
+            f"{cost.transfer_s / read:.3g}",
+            f"{cost.exposed_s / read:.3g}",
             f"{cost.total_s / second:.4g}" if cost.fits else "no room",
             style="red" if not cost.fits else "bold" if cost is choice.best else "",
         )

@@ -6,16 +6,17 @@ buffers, ring steps overlap [2]: while all work on step r, the keys and values o
 
     T = projections + exchange + sum over r of max(work_r, read_r+1) + return
 
-In turn, work and reads add up. What computing and reading draw from one memory controller
-at the same time is not added up, and there is work enough for all cores: heads x tiles of queries.
+In turn, work and reads add up. What computing and reading draw from one memory controller at the same time is not added
+up, and there is work enough for all cores: heads x tiles of queries.
 
-**Which wins.** The exchange of the head split cannot hide, but moves less than the ring unless few heads of keys and
-values serve many heads of queries. The ring hides behind arithmetic as soon as a part is long enough: where a node does
-F flop/s and reads b bytes/s, and nothing is masked, from
+**Which wins.** The exchange and return of the head split cannot hide, but move less than the ring of the sequence split
+as long as H / G < p - 1: (p - 1) / p (2 H + 2 G) heads of each token, against (p - 1) 2 G where nothing is masked. The
+ring hides behind arithmetic as soon as a part is long enough: where a node does F flop/s and reads b bytes/s, from
 
     L / p >= (G / H) e F / (2 b)
 
-tokens a part on, see `hiding_tokens`. Below it the split that moves least is fastest.
+tokens on, see `hiding_tokens`. So short sequences are for the head split, long ones for the sequence split, and hybrid
+splits for what lies between, or for fewer heads than nodes.
 
 Dimension key: p nodes, s sequence parts, h head parts.
 
