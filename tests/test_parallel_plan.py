@@ -169,6 +169,14 @@ def test_eight_stages_of_a_cube_wait_7_of_15_turns():
     assert plan.time.pp_s == pytest.approx(sent)
 
 
+def test_no_more_micro_batches_wait_than_there_are():
+    few, many = (
+        evaluate(dataclasses.replace(CHAPTER, batch_sequences=batch), CUBE, 1, 1, 8).memory for batch in (2, 32)
+    )
+    assert many.activations == 8 * 138 * 2048 * 122880 * 2
+    assert few.activations == many.activations / 4
+
+
 def test_replicas_that_share_everything_send_1_5_times_as_much_in_one_micro_batch():
     one = dataclasses.replace(CHAPTER, batch_sequences=8)
     copies = evaluate(one, CUBE, 1, 8, 1, sharding=Sharding.NONE).time.dp_s
@@ -215,6 +223,15 @@ def test_a_step_takes_what_its_timeline_and_its_collectives_do_in_plain_python(d
     plan = evaluate(SMALL, TIGHT, mp, dp, pp, micro_sequences=micro, sharding=sharding, recompute=recompute)
     assert plan.time.total_s == pytest.approx(plain_step_s(SMALL, TIGHT, mp, dp, pp, micro, sharding, recompute))
     assert plan.block == plain_block(TIGHT, mp, dp, pp)
+
+
+def test_every_split_of_24_ranks_takes_what_it_does_in_plain_python():
+    whole_batches = [split for split in plain_plans(SMALL, 24) if split[3] == SMALL.batch_sequences // split[1]]
+    assert len(whole_batches) > 15
+    for mp, dp, pp, micro in whole_batches:
+        plan = evaluate(SMALL, TIGHT, mp, dp, pp, micro_sequences=micro, sharding=Sharding.PARAMETERS)
+        expected = plain_step_s(SMALL, TIGHT, mp, dp, pp, micro, Sharding.PARAMETERS, Recompute.FULL)
+        assert plan.time.total_s == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 8, 12])
@@ -271,8 +288,9 @@ def test_machines_hold_blocks_that_divide_the_ranks_and_are_full_where_machines_
         assert held == ranks
 
 
-def test_plans_are_ranked_by_time_where_they_fit_and_by_memory_where_not():
-    plans = ranked_plans(SMALL, 12, dataclasses.replace(TIGHT, memory_bytes=7.3e6))
+@pytest.mark.parametrize("flops_per_s", [1e9, 1e-3])  # steps of fewer seconds than ranks have bytes, and of more
+def test_plans_are_ranked_by_time_where_they_fit_and_by_memory_where_not(flops_per_s):
+    plans = ranked_plans(SMALL, 12, dataclasses.replace(TIGHT, memory_bytes=7.3e6, flops_per_s=flops_per_s))
     assert len({(plan.mp, plan.dp, plan.pp) for plan in plans}) == len(plans)
     fits = [plan.fits for plan in plans]
     assert fits == sorted(fits, reverse=True)
