@@ -225,12 +225,14 @@ def test_a_step_takes_what_its_timeline_and_its_collectives_do_in_plain_python(d
     assert plan.block == plain_block(TIGHT, mp, dp, pp)
 
 
-def test_every_split_of_24_ranks_takes_what_it_does_in_plain_python():
+@pytest.mark.parametrize("ranks_per_machine", [4, 8])  # of 8, 12 ranks of a layer leave room for 2 stages or replicas
+def test_every_split_of_24_ranks_takes_what_it_does_in_plain_python(ranks_per_machine):
+    cluster = dataclasses.replace(TIGHT, ranks_per_machine=ranks_per_machine)
     whole_batches = [split for split in plain_plans(SMALL, 24) if split[3] == SMALL.batch_sequences // split[1]]
     assert len(whole_batches) > 15
-    for mp, dp, pp, micro in whole_batches:
-        plan = evaluate(SMALL, TIGHT, mp, dp, pp, micro_sequences=micro, sharding=Sharding.PARAMETERS)
-        expected = plain_step_s(SMALL, TIGHT, mp, dp, pp, micro, Sharding.PARAMETERS, Recompute.FULL)
+    for split in whole_batches:
+        plan = evaluate(SMALL, cluster, *split[:3], micro_sequences=split[3], sharding=Sharding.PARAMETERS)
+        expected = plain_step_s(SMALL, cluster, *split, Sharding.PARAMETERS, Recompute.FULL)
         assert plan.time.total_s == pytest.approx(expected)
 
 
