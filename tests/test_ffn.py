@@ -335,7 +335,7 @@ def test_shapes_and_counts_are_checked():
         run_split(BY_NAME["row-column"], x, w_1, w_2, 4)
     with pytest.raises(ValueError, match="tokens must be a whole number >= 1, got 0"):
         FeedForward(0, 8, 32)
-    with pytest.raises(ValueError, match="bytes_per_element must be finite and > 0, got nan"):
+    with pytest.raises(ValueError, match=r"bytes_per_element must be in 0.125..16, got nan"):
         FeedForward(1, 8, 32, float("nan"))
     with pytest.raises(ValueError, match="layers must be a whole number >= 1, got 0"):
         cost(COLUMN_ROW, FeedForward(1, 8, 32), CUBE, layers=0)
@@ -383,7 +383,7 @@ def test_what_is_written_is_what_the_library_says(capsys, tmp_path):
 def test_what_does_not_fit_is_told_how_many_nodes_would_do(capsys):
     out = " ".join(printed(capsys, tokens=8, width=12288, layers=5000).split())
     assert "None fits: a node has 1 TB and needs 1.51 TB at least; 16 such nodes would do." in out
-    out = " ".join(printed(capsys, tokens=10**12, width=8).split())
+    out = " ".join(printed(capsys, tokens=10**12, width=8, layers=10**12).split())
     assert "no number of such nodes would do" in out
 
 
@@ -400,7 +400,11 @@ def test_what_does_not_fit_is_told_how_many_nodes_would_do(capsys):
         ({"width": -8}, "width must be a whole number >= 1, got -8."),
         ({"parts": 9}, "parts must be in 1..8, the nodes of chapter-8-socket with cores, got 9."),
         ({"layers": 0}, "layers must be a whole number >= 1, got 0."),
-        ({"bytes_per_element": float("nan")}, "bytes_per_element must be finite and > 0, got nan."),
+        ({"bytes_per_element": float("nan")}, "bytes_per_element must be in 0.125..16, got nan."),
+        ({"bytes_per_element": 1e300}, "bytes_per_element must be in 0.125..16, got 1e+300."),
+        ({"width": 10**400}, "width must be at most 1000000000000, got 1000"),
+        ({"layers": 10**13}, "layers must be at most 1000000000000, got 10000000000000."),
+        ({"tokens": 10**9, "batch": 10**9}, "tokens must be at most 1000000000000, got 1000000000000000000."),
         ({"json": Path()}, "--json must be a file that can be written"),
     ],
 )

@@ -17,7 +17,7 @@ from rich.text import Text
 from experiments.files import require_outputs, write_json
 from numa_rl.machines.catalog import load_machine
 from numa_rl.topology import Topology
-from numa_rl.transformer.ffn import Cost, FeedForward, cost, fewest_ranks
+from numa_rl.transformer.ffn import Cost, FeedForward, cost, fewest_ranks, require_size
 from numa_rl.transformer.ffn_ways import WAYS, Collective
 from numa_rl.transformer.model import FFN_OVER_WIDTH
 from numa_rl.wording import counted
@@ -62,9 +62,8 @@ class Ffn:
         """
         topology = load_machine(self.machine)
         require_outputs({"--json": self.json}, {"--machine": Path(self.machine)})
-        for name in ("tokens", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be a whole number >= 1, got {getattr(self, name)}.")
+        require_size("tokens", self.tokens)
+        require_size("batch", self.batch)
         inner_width = FFN_OVER_WIDTH * self.width if self.inner_width is None else self.inner_width
         shape = FeedForward(self.batch * self.tokens, self.width, inner_width, self.bytes_per_element)
         comparison = compare(shape, topology, _nodes(topology, self.parts), self.layers, self.training)

@@ -21,14 +21,24 @@ from numa_rl.ceilings import Ceilings, node_ceilings
 from numa_rl.communication.collectives import require_count
 from numa_rl.communication.ring_order import ring_order
 from numa_rl.communication.schedules import schedule_s
-from numa_rl.communication.transfers import require_positive
 from numa_rl.roofline import attainable
 from numa_rl.topology import Topology
 from numa_rl.transformer.ffn_ways import Layout, Way
 from numa_rl.transformer.model import BACKWARD_OVER_FORWARD
+from numa_rl.wording import cut
+from numa_rl.workloads.parameters import require
 
 SEARCHED = 16  # how many times the number of parts is looked at for one that would fit
 MOST_RANKS = 2**20
+MOST = 10**12  # tokens, width, layers
+ELEMENT_BYTES = 0.125, 16  # a bit to two doubles
+
+
+def require_size(name: str, value: int) -> None:
+    """Raise ValueError unless a size is a whole number from 1 to `MOST`."""
+    require_count(**{name: value})
+    if value > MOST:
+        raise ValueError(f"{name} must be at most {MOST}, got {cut(str(value))}.")
 
 
 @dataclass(frozen=True)
@@ -52,8 +62,10 @@ class FeedForward:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require_count(tokens=self.tokens, width=self.width, inner_width=self.inner_width)
-        require_positive(bytes_per_element=self.bytes_per_element)
+        for name in ("tokens", "width", "inner_width"):
+            require_size(name, getattr(self, name))
+        least, most = ELEMENT_BYTES
+        require(self, "bytes_per_element", f"in {least}..{most}", lambda value: least <= value <= most)
 
     @property
     def sizes(self) -> dict[str, tuple[int, int]]:
@@ -210,7 +222,7 @@ def cost(
         ValueError: a width that does not divide evenly, no layers, no node, one given twice, one that the machine does
             not have, or one without cores.
     """
-    require_count(layers=layers)
+    require_size("layers", layers)
     order = ring_order(topology, nodes)
     p = len(order)
     each = products(way, shape, p)
