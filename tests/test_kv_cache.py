@@ -166,7 +166,7 @@ def test_layouts_are_as_even_as_can_be_or_say_what_would_do(name, layers, kv_hea
     try:
         layout = make_layout(name, layers, kv_heads, sockets)
     except ValueError as error:
-        (would,) = re.findall(r"(\d+) would do", str(error))
+        (would,) = re.findall(r"(\d+) sockets? would do", str(error))
         assert int(would) < sockets
         make_layout(name, layers, kv_heads, int(would))
         return
@@ -261,12 +261,15 @@ def test_what_is_said_to_do_does(name, layers, kv_heads, share, element_bytes):
         (lambda: layer_by_layer_s(1, math.inf, 1, 1), "layer_bytes must be finite and > 0, got inf"),
         (lambda: layer_by_layer_s(1, 1, -1, 1), "fetch_s_per_byte must be finite and >= 0, got -1"),
         (lambda: make_layout("layer", 1, 1, 1), "layout must be one of layers-in-turn, layer-blocks, .*, got 'layer'"),
-        (lambda: layer_blocks(4, 8, 8), "no socket empty, got 8 sockets for 4 layers of 8 heads: 4 would do"),
-        (lambda: head_blocks(96, 8, 16), "16 sockets for 96 layers of 8 heads: 8 would do"),
-        (lambda: layer_head_blocks(2, 2, 3), "at most 2 groups of at most 2, the layers and heads, got 3 sockets: 2"),
+        (lambda: layer_blocks(4, 8, 8), "no socket empty, got 8 sockets for 4 layers of 8 heads: 4 sockets would do"),
+        (lambda: head_blocks(96, 8, 16), "16 sockets for 96 layers of 8 heads: 8 sockets would do"),
+        (
+            lambda: layer_head_blocks(2, 2, 3),
+            "at most 2 groups of at most 2, the layers and heads, got 3 sockets: 2 sockets",
+        ),
         (lambda: layer_head_blocks(16, 8, 8, head_parts=3), "head_parts must be one of 1, 2, 4, 8, got 3"),
         (lambda: layer_blocks(10**9, 10**9, 2), "layers x kv_heads must be at most 100000"),
-        (lambda: layer_head_blocks(10, 10, 10**12), "100 would do"),
+        (lambda: layer_head_blocks(10, 10, 10**12), "100 sockets would do"),
         (lambda: layers_in_turn(4, 4, 0), "sockets must be a whole number >= 1, got 0"),
         (lambda: require_fit(KVCache(4, 4, 4, 4), layer_blocks(4, 4, 4), math.nan), "memory_bytes must be finite"),
     ],

@@ -105,9 +105,9 @@ def test_neighbouring_layers_on_one_socket_halve_the_crossings():
 
 
 def cache_sizes(family: KVDecode) -> set[float]:
-    """Sizes at which caches are loaded, in a layout of whole layers: their weights are the first objects."""
+    """Sizes at which caches are loaded."""
     workload = episodes(family)
-    loaded = ~family.decodes & (workload.object[0] >= family.layers)
+    loaded = ~family.decodes & np.isin(workload.object[0], family.cache_objects)
     return set(workload.object_bytes[0, loaded].tolist())
 
 
@@ -215,8 +215,7 @@ def test_every_token_of_a_group_is_read_once_at_each_layer_and_step(family):
     context = min(max(round(family.median_context_tokens), 1), family.most_tokens - family.steps)
     tokens = max(math.ceil(family.kept_share * context), 1)
     workload = episodes(even)
-    weights = even.layers * (1 if even.num_parts == 1 else even.num_parts + 1)
-    of_cache = np.isin(workload.inputs[0], np.unique(workload.object[0, ~even.decodes])[weights:])
+    of_cache = np.isin(workload.inputs[0], even.cache_objects)
     token_bytes = KVCache(1, family.kv_heads, 4, 1, bytes_per_element=family.kv_bytes_per_element).token_bytes
     read = workload.input_bytes[0][of_cache].sum(dtype=np.float64) / token_bytes
     once = even.layers * even.groups * even.group_sequences
@@ -260,8 +259,8 @@ def test_the_programs_own_layout_holds_what_the_closed_form_says(family):
         ({"heads": 7, "kv_heads": 7}, r"heads must divide width \(1024\) unless head_dim is given, got 7"),
         ({"groups": 0}, "groups must be a whole number >= 1, got 0"),
         ({"layout": "rows"}, "layout must be one of layers-in-turn, .*, got 'rows'"),
-        ({"layers": 4}, "got 8 sockets for 4 layers of 8 heads: 4 would do"),
-        ({"layout": "head-blocks", "sockets": 16}, "got 16 sockets for 8 layers of 8 heads: 8 would do"),
+        ({"layers": 4}, "got 8 sockets for 4 layers of 8 heads: 4 sockets would do"),
+        ({"layout": "head-blocks", "sockets": 16}, "got 16 sockets for 8 layers of 8 heads: 8 sockets would do"),
         ({"page_tokens": -1}, "page_tokens must be a whole number >= 0, got -1"),
         ({"kept_share": 0.0}, r"kept_share must be in \(0, 1\], got 0.0"),
         ({"kept_share": math.nan}, r"kept_share must be in \(0, 1\], got nan"),

@@ -124,7 +124,7 @@ def layer_head_blocks(layers: int, kv_heads: int, sockets: int, head_parts: int 
     if not fitting:
         raise ValueError(
             f"layer-head-blocks must divide sockets into at most {layers} groups of at most {kv_heads}, the layers and "
-            f"heads, got {sockets} sockets: {_most_sockets(layers, kv_heads, sockets)} would do."
+            f"heads, got {sockets} sockets: {counted(_most_sockets(layers, kv_heads, sockets), 'socket')} would do."
         )
     if head_parts is None:
         head_parts = max((parts for parts in fitting if parts**2 <= sockets), default=fitting[0])
@@ -223,7 +223,7 @@ def _require_units(name: str, layers: int, kv_heads: int, sockets: int, most: in
     if sockets > most:
         raise ValueError(
             f"{name} must leave no socket empty, got {counted(sockets, 'socket')} for {counted(layers, 'layer')} of "
-            f"{counted(kv_heads, 'head')}: {most} would do."
+            f"{counted(kv_heads, 'head')}: {counted(most, 'socket')} would do."
         )
 
 

@@ -139,10 +139,16 @@ class KVDecode:
         """Tasks of an episode, T."""
         parts, passes = self.num_parts, self.steps * self.layers
         shares = parts if self.follows_cache else 1
-        weights = shares + (shares > 1) if self.follows_cache else self.sockets
-        caches = self.groups * parts * (1 + (self.page_tokens > 0))
+        copies = 0 if self.follows_cache else self.layers * (self.sockets - 1)
         decoding = passes * (parts + shares + (shares > 1)) + self.prefetch * (passes - 1) * shares
-        return self.layers * (weights + caches) + self.groups * decoding
+        return self.cache_objects.stop + copies + self.groups * decoding
+
+    @property
+    def cache_objects(self) -> range:
+        """The objects that hold caches: those of weights come before, hidden vectors and buffers after them."""
+        split = self.follows_cache and self.num_parts > 1
+        weights = self.layers * (self.num_parts + 1 if split else 1)
+        return range(weights, weights + self.layers * self.groups * self.num_parts * (1 + (self.page_tokens > 0)))
 
     @property
     def placement(self) -> IntArray:
