@@ -23,8 +23,8 @@ CUBE = eight_socket_cube()
 
 @st.composite
 def families(draw: st.DrawFn, most_places: int = 8) -> SplitAttention:
-    heads = draw(st.sampled_from([1, 2, 4, 8]))
-    head_parts = draw(st.sampled_from(divisors(heads)))
+    heads = draw(st.sampled_from([1, 4, 6, 12]))
+    head_parts = draw(st.sampled_from([parts for parts in divisors(heads) if parts <= most_places]))
     return SplitAttention(
         head_parts=head_parts,
         sequence_parts=draw(st.integers(1, most_places // head_parts)),
@@ -316,3 +316,8 @@ def test_bad_parameters_are_refused(parameters, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is compared below, unescaped
         SplitAttention(**parameters)
     assert str(caught.value) == message
+
+
+def test_lengths_beyond_all_bounds_are_cut():
+    family = SplitAttention(1, 2, width=2, heads=1, kv_heads=1, lanes=1, median_tokens=1e30, tokens_sigma=0.0)
+    assert lengths(family, generated(family)) == [10**9]

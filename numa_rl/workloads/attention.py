@@ -33,7 +33,7 @@ import numpy as np
 
 from numa_rl.communication.collectives import require_count
 from numa_rl.topology import FloatArray, IntArray
-from numa_rl.transformer.attention import AttentionShape, AttentionSplit
+from numa_rl.transformer.attention import MOST_TOKENS, AttentionShape, AttentionSplit
 from numa_rl.transformer.attention_count import SplitCount
 from numa_rl.transformer.sequence_order import TokenOrder
 from numa_rl.workloads.graph_draft import GraphDraft
@@ -56,7 +56,7 @@ class SplitAttention:
         order: which tokens are a sequence part: "contiguous", "zigzag" or "striped".
         causal: whether a token attends to itself and those before it only.
         lanes: cores that compute at each place; as many more copy.
-        median_tokens: median length of a sequence, lognormal.
+        median_tokens: median length of a sequence, lognormal; at most a billion.
         tokens_sigma: standard deviation of its logarithm.
         width: of the model.
         heads: of queries.
@@ -127,6 +127,7 @@ class SplitAttention:
     def _tokens(self, rng: np.random.Generator, num_episodes: int) -> IntArray:
         """Length of each episode's sequences, shape (E,)."""
         tokens = lognormal(rng.random((num_episodes, 1))[:, 0], self.median_tokens, self.tokens_sigma)
+        tokens = np.minimum(tokens, MOST_TOKENS // self.token_unit * self.token_unit)
         return self.token_unit * np.maximum(np.rint(tokens / self.token_unit), 1.0).astype(np.int64)
 
     def _program(self, tokens: IntArray) -> _Program:
