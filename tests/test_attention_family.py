@@ -244,8 +244,14 @@ def test_between_nodes_goes_what_the_closed_form_says_and_all_arithmetic_is_ther
     np.testing.assert_allclose(flops, [count.step_flops.sum() for count in counts], rtol=1e-6)
 
 
-def test_the_default_moves_the_closed_forms_bytes_exactly():
-    family = SplitAttention()
+@pytest.mark.parametrize(
+    "family",
+    [
+        SplitAttention(),
+        SplitAttention(3, 2, width=192, heads=6, kv_heads=2),  # the middle nodes need both heads of keys
+    ],
+)
+def test_bytes_between_nodes_are_exactly_the_closed_forms(family):
     workload = generated(family, 16)
     expected = [SplitCount(family.shape(tokens), family.split).total_bytes for tokens in lengths(family, workload)]
     assert played(family, workload, placed(family)).totals.remote_bytes.tolist() == expected
