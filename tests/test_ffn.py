@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Run, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -412,3 +413,10 @@ def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is compared below, unescaped
         Ffn(machine="chapter-8-socket", **options).run()
     assert str(caught.value).startswith(message)
+
+
+def test_the_command_ends_in_one_line_where_something_is_wrong(numa_rl: Run):
+    ended = numa_rl("transformer", "ffn", "--machine", "chapter-2-socket", "--tokens", "64", "--json", "out.json")
+    assert (ended.code, ended.err, ended.json["winner"]) == (0, "", "replicated")
+    bad = numa_rl("transformer", "ffn", "--machine", "chapter-8-socket", "--inner-width", "100")
+    refused(bad, "inner_width must be divisible by the number of parts (8), got 100; 96 or 104 would fit")
