@@ -181,7 +181,7 @@ def assignment_costs(
         layers: of the model.
         bounds: first layer of each piece, and n at the end, shape (K v + 1,).
         nodes: of each stage, all different and with cores, shape (K,).
-        live: micro-batches whose activations each stage keeps, shape (K,).
+        live: micro-batches whose activations each stage keeps, in activations of all its pieces, shape (K,).
 
     Raises:
         ValueError: pieces that do not hold each layer once, a node without cores or with two stages.

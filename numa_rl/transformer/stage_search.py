@@ -95,7 +95,7 @@ def assign_stages(
         busiest = (best.link_bytes / topology.link_bandwidth_bytes_per_s).max()
         raise ValueError(
             f"links of {topology.name} are too slow: what a micro-batch sends over each must pass in {link_s:.4g} s, "
-            f"link_s; {busiest:.4g} s would do."
+            f"link_s; {busiest:.4g} s would do, or fewer stages."
         )
     return limited.best_from(start)
 
@@ -363,4 +363,5 @@ def _would_fit(problem: _Problem) -> str:
 
 
 def _size(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:.4g} GB" if num_bytes >= 1e9 else f"{num_bytes:.4g} B"
+    unit, name = next((pair for pair in ((1e12, "TB"), (1e9, "GB")) if num_bytes >= pair[0]), (1.0, "B"))
+    return f"{num_bytes / unit:.4g} {name}"
