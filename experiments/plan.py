@@ -123,7 +123,9 @@ class MemoryPlan:
         training, cluster, choices = self.training(), self.cluster(), self.choices()
         recompute = choices.recompute[-1]
         given = self._given(training, choices)
-        ranks = self._ranks(training, cluster, choices, given)
+        asked = math.prod(given) if given else self.ranks
+        enough = fewest_ranks(training, cluster, self.sockets if asked is None else asked, choices)
+        ranks = enough if asked is None else asked
         plans = [] if ranks is None else ranked_plans(training, ranks, cluster, choices)
         return Outlook(
             training=training,
@@ -135,6 +137,7 @@ class MemoryPlan:
             variants=variants(training, self.held_sequences, recompute),
             plans=plans,
             given=given,
+            enough_ranks=enough,
             shared=() if not plans else shared_ways(training, cluster, choices, given, plans[0]),
         )
 
@@ -195,11 +198,3 @@ class MemoryPlan:
         if self.ranks not in (None, ranks):
             raise ValueError(f"--ranks must be MP x DP x PP ({ranks}) where these are given, got {self.ranks}.")
         return self.mp, self.dp, self.pp
-
-    def _ranks(
-        self, training: Training, cluster: Cluster, choices: Choices, given: tuple[int, int, int] | None
-    ) -> int | None:
-        """How many to split over; None if no number would do."""
-        if given:
-            return math.prod(given)
-        return self.ranks if self.ranks is not None else fewest_ranks(training, cluster, self.sockets, choices)

@@ -33,6 +33,7 @@ class Outlook:
         variants: the same by name with one option changed.
         plans: the best of each MP x DP x PP, best first; none if no number of ranks would do.
         given: the split asked for.
+        enough_ranks: on which a plan fits; None if no number tried would do.
         shared: the split asked for, or else the best, by what replicas share.
     """
 
@@ -45,6 +46,7 @@ class Outlook:
     variants: dict[str, Memory]
     plans: list[Plan]
     given: tuple[int, int, int] | None
+    enough_ranks: int | None
     shared: tuple[Plan, ...] = field(default=())
 
     @property
@@ -90,6 +92,7 @@ class Outlook:
                 for name, memory in self.variants.items()
             ],
             "shared": [plan_dict(plan) for plan in self.shared],
+            "enough_ranks": self.enough_ranks,
             "given_place": None if self.given_place is None else self.given_place + 1,
             "plans": [plan_dict(plan) for plan in self.plans],
             "most_ranks": MOST_RANKS,

@@ -150,8 +150,10 @@ def print_plans(outlook: Outlook, console: Console, most: int) -> None:
     )
     if place is not None:
         console.print(reason(plans[place], best, place))
-    elif not best.fits:
-        console.print(Text(f"None fits: {_split(best)} leaves a rank least to keep.", "bold red"))
+    if not best.fits:
+        enough = outlook.enough_ranks
+        would = f"{enough} ranks would do" if enough else "nor would any of 2, 4, 8 ... times as many ranks"
+        console.print(Text(f"None fits: {_split(best)} leaves a rank least to keep; {would}.", "bold red"))
 
 
 def reason(plan: Plan, best: Plan, place: int) -> Text:

@@ -161,6 +161,14 @@ def test_the_best_split_asked_for_says_so():
     assert "64x256x1 is number 1. No split that fits is faster." in printed(params="200T", mp=64, dp=256, pp=1)
 
 
+def test_ranks_that_are_too_few_say_how_many_would_do():
+    text = " ".join(printed(params="200T", ranks=8))
+    assert "0 of 10 splits fit." in text
+    assert "None fits: 8x1x1 leaves a rank least to keep; 4096 ranks would do." in text
+    assert written(params="200T", ranks=8)["enough_ranks"] == 4096
+    assert "nor would any of 2, 4, 8 ... times as many ranks" in " ".join(printed(**CHAPTER, sharding=("none",)))
+
+
 @pytest.mark.parametrize(
     ("options", "cause"),
     [
