@@ -48,6 +48,17 @@ def test_a_task_that_starts_earlier_comes_first_though_it_was_added_later():
     np.testing.assert_array_equal(draft.workload("x", num_episodes=1, **PACE).object[0], [first, other, second])
 
 
+def test_the_order_may_be_that_of_a_nominal_draft():
+    draft = GraphDraft(two_workers())
+    objects = [draft.add_object(1.0) for _ in range(3)]
+    for worker, obj in ((0, objects[0]), (0, objects[1]), (1, objects[2]), (1, objects[2])):
+        draft.add_task(worker, obj, flops=np.array([9.0, 1.0]))  # by itself the third would start with the first
+    np.testing.assert_array_equal(draft.order(**PACE), two_workers().order(**PACE))
+    draft.add_task(0, objects[0])
+    with pytest.raises(ValueError, match="the nominal draft must have 5 tasks, got 4"):
+        draft.order(**PACE)
+
+
 def test_who_overwrites_an_object_comes_after_those_who_read_it():
     draft = GraphDraft()
     shared, slow, result = (draft.add_object(1.0) for _ in range(3))

@@ -109,7 +109,7 @@ class Ffn:
         """Make `num_episodes` episodes; more episodes from the same generator extend fewer."""
         nominal = GraphDraft()
         self._draw_up(nominal, np.full((1, self.num_batches), self.median_tokens), np.full(1, self.median_width))
-        draft = _DraftInOrderOf(nominal)
+        draft = GraphDraft(nominal)
         self._draw_up(draft, *self._sizes(rng, num_episodes))
         return draft.workload(
             "ffn", num_episodes=num_episodes, flops_per_s=self.flops_per_s, bytes_per_s=self.bytes_per_s
@@ -141,24 +141,6 @@ class Ffn:
                 layers.add_layer(draft, weights[layer], given[batch], tokens[:, batch], kept=last)
                 for batch in range(self.num_batches)
             ]
-
-
-class _DraftInOrderOf(GraphDraft):
-    """A draft whose tasks stand in the order of those of another, of the same structure.
-
-    With the order of its own mean episode, where a task stands would depend on which episodes are made with it.
-
-    Args:
-        nominal: the draft that says the order.
-    """
-
-    def __init__(self, nominal: GraphDraft) -> None:
-        super().__init__()
-        self._nominal = nominal
-
-    def order(self, *, flops_per_s: float, bytes_per_s: float) -> IntArray:
-        """The tasks in the order of `workload`, shape (T,)."""
-        return self._nominal.order(flops_per_s=flops_per_s, bytes_per_s=bytes_per_s)
 
 
 Parts = list[tuple[int, FloatArray]]  # objects that make up a matrix on a rank, and the size of each

@@ -57,10 +57,17 @@ class _Object:
 
 
 class GraphDraft:
-    """Objects and tasks so far."""
+    """Objects and tasks so far.
 
-    def __init__(self) -> None:
+    Args:
+        nominal: a draft of the same structure, with the same tasks in the same order, whose figures say in which order
+            tasks start. With those of its own mean episode, where a task stands would depend on which episodes are
+            made together.
+    """
+
+    def __init__(self, nominal: GraphDraft | None = None) -> None:
         """Begin with none."""
+        self._nominal = nominal
         self._objects: list[_Object] = []
         self._tasks: list[_Task] = []
         self._edges: list[tuple[int, int]] = []
@@ -148,7 +155,17 @@ class GraphDraft:
         read.readers.append(task)
 
     def order(self, *, flops_per_s: float, bytes_per_s: float) -> IntArray:
-        """The tasks in the order of `workload`, shape (T,): by when they start at this pace in the mean episode."""
+        """The tasks in the order of `workload`, shape (T,): by when they start at this pace.
+
+        That is in the nominal draft, or in the mean episode where there is none.
+
+        Raises:
+            ValueError: the nominal draft has another number of tasks.
+        """
+        if self._nominal is not None:
+            if self._nominal.num_tasks != self.num_tasks:
+                raise ValueError(f"the nominal draft must have {self.num_tasks} tasks, got {self._nominal.num_tasks}.")
+            return self._nominal.order(flops_per_s=flops_per_s, bytes_per_s=bytes_per_s)
         mean = [
             [np.mean(task.flops), np.mean(task.num_bytes), sum(np.mean(size) for _, size in task.reads)]
             for task in self._tasks
