@@ -21,7 +21,7 @@ import numpy as np
 
 from numa_rl.topology import IntArray
 from numa_rl.transformer.attention import AttentionShape, AttentionSplit, head_range, kv_head_range
-from numa_rl.transformer.online_softmax import OnlineSoftmax, Values, require_attention
+from numa_rl.transformer.online_softmax import Array, OnlineSoftmax, require_attention
 from numa_rl.transformer.sequence_order import sequence_parts
 
 DEFAULT_BLOCK_TOKENS = 128
@@ -40,7 +40,7 @@ class DistributedAttention:
         pairs: pairs of tokens attended to by each node, of one head and sequence, shape (p,).
     """
 
-    output: Values
+    output: Array
     exchange_bytes: IntArray
     step_bytes: IntArray
     return_bytes: IntArray
@@ -91,7 +91,7 @@ class _Counter:
     def __init__(self, num_nodes: int) -> None:
         self.bytes: IntArray = np.zeros((num_nodes, num_nodes), np.int64)
 
-    def read(self, receiver: _Node, sender: _Node, array: Values) -> Values:
+    def read(self, receiver: _Node, sender: _Node, array: Array) -> Array:
         """The receiver's own copy of what the sender holds."""
         if receiver is not sender:
             self.bytes[receiver.index, sender.index] += array.nbytes
@@ -99,7 +99,7 @@ class _Counter:
 
 
 def split_attention(
-    q: Values, k: Values, v: Values, split: AttentionSplit, *, causal: bool, block_tokens: int = DEFAULT_BLOCK_TOKENS
+    q: Array, k: Array, v: Array, split: AttentionSplit, *, causal: bool, block_tokens: int = DEFAULT_BLOCK_TOKENS
 ) -> DistributedAttention:
     """Attention over the nodes of a split: the same as `plain_attention`, but for rounding.
 
@@ -198,7 +198,7 @@ def _attend(nodes: list[_Node], split: AttentionSplit, causal: bool, block: int)
     return counted
 
 
-def _work(node: _Node, k: Values, v: Values, key_tokens: IntArray, causal: bool, block: int) -> None:
+def _work(node: _Node, k: Array, v: Array, key_tokens: IntArray, causal: bool, block: int) -> None:
     """Add keys and values to a node's sums, tile by tile of scores, but for tiles in which nothing is attended to."""
     q, scale = node["q"], np.float32(1.0 / np.sqrt(node["q"].shape[-1]))
     for first_key in range(0, len(key_tokens), block):

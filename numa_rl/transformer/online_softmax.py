@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-Values = npt.NDArray[Any]
+Array = npt.NDArray[Any]
 
 DTYPES = (np.dtype(np.float16), np.dtype(np.float32))
 
 
-def plain_attention(q: Values, k: Values, v: Values, *, causal: bool) -> npt.NDArray[np.float64]:
+def plain_attention(q: Array, k: Array, v: Array, *, causal: bool) -> npt.NDArray[np.float64]:
     """softmax(Q K^T / sqrt(d_k)) V with all scores at once, in double precision, shape (B, H, L, d_k).
 
     Args:
@@ -66,7 +66,7 @@ class OnlineSoftmax:
         """What the sums take."""
         return self.largest.nbytes + self.total.nbytes + self.weighted.nbytes
 
-    def add(self, rows: slice, scores: Values, values: Values) -> None:
+    def add(self, rows: slice, scores: Array, values: Array) -> None:
         """Add a block of keys to some of the queries.
 
         Args:
@@ -82,12 +82,12 @@ class OnlineSoftmax:
         self.total[..., rows] = self.total[..., rows] * kept + weights.sum(axis=-1)
         self.weighted[..., rows, :] = self.weighted[..., rows, :] * kept[..., None] + weights @ values
 
-    def result(self) -> Values:
+    def result(self) -> Array:
         """The softmax's means of the values, shape (..., n, d_k)."""
         return np.asarray(self.weighted / self.total[..., None])
 
 
-def require_attention(q: Values, k: Values, v: Values) -> None:
+def require_attention(q: Array, k: Array, v: Array) -> None:
     """Raise ValueError unless these are queries, keys and values of each other."""
     for name, array in (("q", q), ("k", k), ("v", v)):
         if not isinstance(array, np.ndarray):
