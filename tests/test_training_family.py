@@ -151,11 +151,14 @@ def test_draws_have_their_medians_and_spreads():
     np.testing.assert_allclose(tokens, np.rint(tokens), rtol=1e-6)
     assert np.median(tokens) == pytest.approx(1000.0, rel=0.03)
     assert np.log(tokens[:, 0]).std() == pytest.approx(0.4, rel=0.03)
-    forward = of_kind(family, Kind.FORWARD) & (family.task_step == 1)
-    by_rank = [np.flatnonzero(forward & (family.task_rank == rank))[0] for rank in range(family.num_ranks)]
-    per_token = workload.flops[:, by_rank] / tokens[:, :1]
-    assert np.log(per_token).std(axis=0) == pytest.approx(0.1, rel=0.05)
-    assert np.abs(np.corrcoef(np.log(per_token).T) - np.eye(4)).max() < 0.06  # ranks are early or late by themselves
+    forward = np.flatnonzero(of_kind(family, Kind.FORWARD) & (family.task_step == 1))
+    per_token = workload.flops[:, forward] / tokens[:, :1]
+    alike = [np.isclose(per_token, per_token[:, [task]], rtol=1e-6).all(axis=0) for task in range(len(forward))]
+    assert np.sum(alike, axis=1).tolist() == [4 * 2] * len(forward)  # the layers and lanes of a micro-batch
+    one_each = np.log(per_token[:, [int(np.argmax(row)) == task for task, row in enumerate(alike)]])
+    assert one_each.shape[1] == family.micro_batches
+    assert one_each.std(axis=0) == pytest.approx(0.1, rel=0.05)
+    assert np.abs(np.corrcoef(one_each.T) - np.eye(4)).max() < 0.06
 
 
 def test_messages_cost_what_software_adds_to_each():
@@ -305,6 +308,17 @@ def test_who_overwrites_an_object_has_waited_for_all_who_read_it(family):
             readers[obj] = readers.get(obj, 0) | 1 << task
 
 
+@pytest.mark.parametrize("split", SPLITS[1:])
+def test_every_split_has_the_same_arithmetic_in_every_episode(split):
+    whole, parts = (small(which, tokens_sigma=0.5, compute_sigma=0.2) for which in (SPLITS[0], split))
+    pools = [family.generate(np.random.default_rng(5), 3) for family in (whole, parts)]
+    for step in range(2):
+        chosen = [of_kind(family, *COMPUTING) & (family.task_step == step) for family in (whole, parts)]
+        totals = [pool.flops[:, tasks].sum(axis=1, dtype=float) for pool, tasks in zip(pools, chosen, strict=True)]
+        assert len(set(totals[0])) == 3
+        np.testing.assert_allclose(totals[0], totals[1], rtol=1e-5)
+
+
 def test_same_seed_same_bits_and_a_larger_pool_extends_a_smaller_one():
     few, again, many = (TransformerTraining().generate(np.random.default_rng(7), count) for count in (3, 3, 9))
     for name in ("arrival_s", "flops", "bytes", "object", "object_bytes", "inputs", "input_bytes", "overhead_s"):
@@ -362,10 +376,8 @@ def test_nodes_read_of_each_other_what_the_closed_forms_say(split, changes):
         assert remote[of_kind(family, kind)].sum() == pytest.approx(expected.get(kind, 0.0), rel=1e-6)
 
 
-@pytest.mark.parametrize("split", SPLITS)
-def test_on_one_node_nothing_is_remote(split):
-    family = small(split, num_steps=1)
-    assert not played(family, replace(two_socket(), cores=np.array([8, 0])))["remote"].any()
+def test_on_one_node_nothing_is_remote():
+    assert not played(small((2, 2, 2), num_steps=1), replace(two_socket(), cores=np.array([8, 0])))["remote"].any()
 
 
 @pytest.mark.parametrize("recompute", list(Recompute))

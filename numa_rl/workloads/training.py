@@ -1,6 +1,6 @@
 """Training steps of a transformer that is split MP x DP x PP over the sockets of a machine.
 
-Dimension key: E episodes, S training steps, p ranks, T tasks, O objects, P inputs, N nodes.
+Dimension key: E episodes, S training steps, M micro-batches of a step, p ranks, T tasks, O objects, P inputs, N nodes.
 
 A global batch of `micro_batches` micro-batches goes through a model of equal layers. Data parallelism (DP) shares out
 the micro-batches among replicas, which sum their gradients by an all-reduce at the end of each step; pipeline
@@ -9,7 +9,7 @@ then summed [3]. The work is the same however it is split. `training_tasks.py` s
 
 An episode begins with loading: every rank's weights arrive in one piece, from which its lanes take theirs, so that who
 belongs together shows from the first tasks on. Episodes differ in how many tokens a micro-batch of each step has, and
-in how much longer or shorter each rank computes in each step.
+in how much longer or shorter each micro-batch computes. These are the same for the same seed however the work is split.
 
 References:
     [1] The chapter, sections 16.3 and 16.4.4.
@@ -54,6 +54,7 @@ class _Program(NamedTuple):
         workload: one episode.
         kind: what each task does, see `Kind`, shape (T,).
         step: the training step of each task, -1 for loading, shape (T,).
+        micro_batch: the micro-batch of each task, -1 where it has none, shape (T,).
         rank: whose task it is in the program's own layout, shape (T,).
         activation_step: the training step of each object that grows with the tokens, -1 for others, shape (O,).
         exchanges: see `TrainingTasks`, shape (T,).
@@ -62,6 +63,7 @@ class _Program(NamedTuple):
     workload: Workload
     kind: IntArray
     step: IntArray
+    micro_batch: IntArray
     rank: IntArray
     activation_step: IntArray
     exchanges: IntArray
@@ -97,7 +99,8 @@ class TransformerTraining:
         message_overhead_s: what software adds to each.
         bytes_per_element: size of a number, 4 in single precision.
         optimiser_bytes: what the optimiser keeps for each parameter: 8 for Adam's two moments in single precision.
-        compute_sigma: standard deviation of the logarithm of how much longer a rank computes in a step, lognormal.
+        compute_sigma: standard deviation of the logarithm of how much more arithmetic a micro-batch takes than its
+            tokens say, lognormal: sequences differ in length.
         flops_per_s: nominal pace of a core, for the order of tasks.
         bytes_per_s: nominal pace of its memory, for the order of tasks: a core's share where all are busy.
 
@@ -212,6 +215,7 @@ class TransformerTraining:
             workload=tasks.draft.workload("transformer-training", num_episodes=1, **pace),
             kind=np.array(tasks.kind, np.int64)[order],
             step=np.array(tasks.step)[order],
+            micro_batch=np.array(tasks.micro_batch)[order],
             rank=tasks.draft.workers(**pace) // self.lanes,
             activation_step=np.array(tasks.activation_step),
             exchanges=np.array(tasks.exchanges)[order],
@@ -293,11 +297,11 @@ class TransformerTraining:
 
     def generate(self, rng: np.random.Generator, num_episodes: int) -> Workload:
         """Make `num_episodes` episodes; more episodes from the same generator extend fewer."""
-        s, p = self.num_steps, self.num_ranks
-        uniforms = rng.random((num_episodes, s + s * p))
+        s, m = self.num_steps, self.micro_batches
+        uniforms = rng.random((num_episodes, s + s * m))
         tokens = lognormal(uniforms[:, :s], self.micro_batch_tokens, self.tokens_sigma)
         size = np.maximum(np.rint(tokens), 1.0) / self.micro_batch_tokens
-        longer = lognormal(uniforms[:, s:], 1.0, self.compute_sigma).reshape(num_episodes, s, p)
+        longer = lognormal(uniforms[:, s:], 1.0, self.compute_sigma).reshape(num_episodes, s, m)
         return self._episodes(size, longer)
 
     def _episodes(self, size: FloatArray, longer: FloatArray) -> Workload:
@@ -305,7 +309,7 @@ class TransformerTraining:
 
         Args:
             size: of micro-batches in each step, over the median, shape (E, S).
-            longer: time that each rank computes, over what it does by its arithmetic, shape (E, S, p).
+            longer: arithmetic of each micro-batch, over what its tokens take, shape (E, S, M).
         """
         program = self._program
         median = program.workload
@@ -316,7 +320,7 @@ class TransformerTraining:
         grows = of_object[:, own]
         computing = np.isin(program.kind, COMPUTING)
         flops = median.flops * np.where(computing, of_step[:, program.step], grows)
-        flops[:, computing] *= longer[:, program.step[computing], program.rank[computing]]
+        flops[:, computing] *= longer[:, program.step[computing], program.micro_batch[computing]]
 
         def repeated(one: npt.NDArray[Any]) -> npt.NDArray[Any]:
             return np.broadcast_to(one, (len(size), *one.shape[1:]))

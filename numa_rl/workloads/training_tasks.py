@@ -44,6 +44,7 @@ SUMS_PER_LAYER = 2  # of activations, after attention and after the feed-forward
 # weight takes its step (2 + 5).
 MOMENTS_FLOPS, UPDATE_FLOPS = 7.0, 7.0
 NO_STEP = -1  # as a task's training step: it loads what is there before the first
+NO_BATCH = -1  # as its micro-batch: it is for all of them, or for none
 
 
 class Kind(IntEnum):
@@ -162,6 +163,7 @@ class TrainingTasks:
         draft: the tasks and objects.
         kind: what each task does, shape (T,).
         step: the training step of each task, or `NO_STEP`, shape (T,).
+        micro_batch: the micro-batch of each task, counted over replicas, or `NO_BATCH`, shape (T,).
         exchanges: for how many messages, or more where these are too long, each task stands that receives what another
             rank has; 0 for others, shape (T,).
         activation_step: the training step of each object that grows with the tokens of a micro-batch, or `NO_STEP`,
@@ -183,12 +185,13 @@ class TrainingTasks:
         self.draft = GraphDraft()
         self.kind: list[Kind] = []
         self.step: list[int] = []
+        self.micro_batch: list[int] = []
         self.exchanges: list[int] = []
         self.activation_step: list[int] = []
         self._grid, self._share = grid, share
         self._operations, self._gradient_schedule = operations, gradients
         self._messages = messages
-        self._now = NO_STEP
+        self._now, self._batch = NO_STEP, NO_BATCH
         self._blocks_of_piece = share.blocks // operations.num_chunks
         self._weights: list[list[int]] = []
         self._moments: list[list[int]] = []
@@ -209,8 +212,10 @@ class TrainingTasks:
         order = zip(operations.piece, operations.micro_batch, operations.backward, strict=True)
         for piece, micro_batch, backward in order:
             for replica in range(self._grid.data_parallel):
+                self._batch = replica * operations.num_micro_batches + int(micro_batch)
                 add = self._add_backward if backward else self._add_forward
                 add(int(piece), replica, int(micro_batch))
+        self._batch = NO_BATCH
         self._sum_gradients()
         self._update()
 
@@ -228,6 +233,7 @@ class TrainingTasks:
         self.kind += [kind] * new
         self.exchanges += [exchanges] * new
         self.step += [self._now] * new
+        self.micro_batch += [self._batch] * new
 
     def _load(self) -> None:
         """Every rank reads its part of the checkpoint, and its lanes take their parts of that."""
