@@ -182,6 +182,10 @@ def test_arrays_of_degrees_give_each_what_it_gives_alone():
     [
         ({"parameters": float("nan")}, "parameters must be in 1..1e.18, got nan"),
         ({"parameters": 0}, "parameters must be in 1..1e.18, got 0"),
+        (
+            {"model": Transformer(1, 8, 1, vocabulary=100), "parameters": 800},
+            "parameters must be > 800, the embedding's",
+        ),
         ({"sequence_tokens": 0}, "sequence_tokens must be a whole number in 1..1073741824, got 0"),
         ({"batch_sequences": 1.5}, "batch_sequences must be a whole number in 1..1048576, got 1.5"),
         ({"kv_sequences": -1}, "kv_sequences must be a whole number in 0..1048576, got -1"),

@@ -1,7 +1,7 @@
 """What training a transformer keeps in memory: all of it once, and on each rank of MP x DP x PP.
 
 MP ranks share every layer (tensor parallel), PP stages have layers of their own (pipeline), and DP replicas have
-sequences of their own (data parallel); see `parallel_plan.py` for what this costs in time.
+sequences of their own (data parallel); see `step_time.py` for what this costs in time.
 
 **The chapter's exercise 6.** 200 T parameters of 2 bytes are 400 TB, their gradients as much, and two moments of
 4 bytes 1600 TB. Its ~100 TB of activations and ~50 TB of KV cache need a shape, a batch and a context, which it does
@@ -143,6 +143,10 @@ class Training:
         if self.parameters is None:
             object.__setattr__(self, "parameters", float(self.model.parameters))
         require(self, "parameters", f"in 1..{MOST_PARAMETERS:g}", lambda value: 1 <= value <= MOST_PARAMETERS)
+        if self.layer_parameters <= 0:
+            raise ValueError(
+                f"parameters must be > {self.embedding_parameters:g}, the embedding's, got {self.parameters}."
+            )
         require(self, "batch_sequences", *_whole(1, MOST_SEQUENCES))
         require(self, "kv_sequences", *_whole(0, MOST_SEQUENCES))
         tokens = "sequence_tokens" if self.kv_window_tokens is None else "sequence_tokens kv_window_tokens"
