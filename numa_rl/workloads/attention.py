@@ -115,7 +115,8 @@ class SplitAttention:
 
     def generate(self, rng: np.random.Generator, num_episodes: int) -> Workload:
         """Make `num_episodes` episodes; more episodes from the same generator extend fewer."""
-        program = self._program(self._tokens(rng, num_episodes))
+        nominal = self._program(self._whole_units(np.array([self.median_tokens])))
+        program = self._program(self._tokens(rng, num_episodes), nominal.draft)
         return program.draft.workload(
             "attention", num_episodes=num_episodes, flops_per_s=self.flops_per_s, bytes_per_s=self.bytes_per_s
         )
@@ -127,13 +128,17 @@ class SplitAttention:
     def _tokens(self, rng: np.random.Generator, num_episodes: int) -> IntArray:
         """Length of each episode's sequences, shape (E,)."""
         tokens = lognormal(rng.random((num_episodes, 1))[:, 0], self.median_tokens, self.tokens_sigma)
-        tokens = np.minimum(tokens, MOST_TOKENS // self.token_unit * self.token_unit)
-        return self.token_unit * np.maximum(np.rint(tokens / self.token_unit), 1.0).astype(np.int64)
+        return self._whole_units(tokens)
 
-    def _program(self, tokens: IntArray) -> _Program:
-        """The graph for sequences of these lengths, shape (E,)."""
+    def _whole_units(self, tokens: FloatArray) -> IntArray:
+        """The nearest lengths that all parts, homes and lanes divide."""
+        units = np.clip(np.rint(tokens / self.token_unit), 1, MOST_TOKENS // self.token_unit)
+        return units.astype(np.int64) * self.token_unit
+
+    def _program(self, tokens: IntArray, nominal: GraphDraft | None = None) -> _Program:
+        """The graph for sequences of these lengths, shape (E,), in the order of a nominal one."""
         counts = {length: SplitCount(self.shape(length), self.split) for length in set(tokens.tolist())}
-        program = _Program(self, [counts[length] for length in tokens.tolist()])
+        program = _Program(self, [counts[length] for length in tokens.tolist()], nominal)
         program.add_all()
         return program
 
@@ -148,10 +153,11 @@ class _Program:
     Args:
         family: the parameters.
         counts: of each episode's sequences.
+        nominal: the draft that says the order of tasks, if there is one.
     """
 
-    def __init__(self, family: SplitAttention, counts: list[SplitCount]) -> None:
-        self.draft = GraphDraft()
+    def __init__(self, family: SplitAttention, counts: list[SplitCount], nominal: GraphDraft | None) -> None:
+        self.draft = GraphDraft(nominal)
         self.places: list[int] = []  # of each object
         self.family, self.split = family, family.split
         shape = counts[0].shape
