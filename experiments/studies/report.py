@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from experiments.studies.printed import implied_gains
+from experiments.studies.printed import IMPLIED_GAINS, MOST_GAIN
 from experiments.studies.rows import Kind, Row
+from experiments.studies.scaling import Point, Sensitivity
+from experiments.studies.timing import Figures
 
 COLUMNS = ("step ms", "gain", "E", "remote", "link", "mem", "latency", "core time")
 STYLES = {Kind.STEP: "bold", Kind.RULE: "", Kind.PLANNER: "", Kind.LEARNED: "bold green"}
@@ -17,10 +19,7 @@ STYLES = {Kind.STEP: "bold", Kind.RULE: "", Kind.PLANNER: "", Kind.LEARNED: "bol
 
 def print_rows(rows: Sequence[Row], console: Console) -> None:
     """Print every row, and under it what the chapter prints of it."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("configuration", no_wrap=True)
-    for name in COLUMNS:
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table("configuration", COLUMNS)
     last = Kind.STEP
     for row in rows:
         if row.kind is not last:
@@ -82,9 +81,60 @@ def _time(shares: Sequence[float]) -> str:
 
 def print_contradictions(console: Console) -> None:
     """Say where the chapter's figures do not fit each other."""
-    gains = ", ".join(f"its {name} {gain:.2f}x" for name, gain in implied_gains().items())
+    gains = ", ".join(f"its {name} {gain:.2f}x" for name, gain in IMPLIED_GAINS.items())
     console.print(
-        f"The chapter's figures contradict each other: of the throughput gain, {gains}. From an efficiency of 52.5% no "
-        "configuration can gain more than 1 / 0.525 = 1.90x.",
+        f"The chapter's figures contradict each other: of the throughput gain, {gains}. From its efficiency of 52.5% a "
+        f"perfect speedup would be a gain of {MOST_GAIN:.2f}x.",
         highlight=False,
     )
+
+
+def print_splits(splits: Mapping[str, Figures], console: Console) -> None:
+    """Print how long a step takes in each split."""
+    table = _table("split, hand-tuned", ("step ms", "remote", "link", "core time"))
+    for name, figures in splits.items():
+        cells = (f"{figures.step_s * 1e3:.0f}", f"{figures.remote_bytes:.1%}", f"{figures.busiest_link:.0%}")
+        table.add_row(name, *cells, _time(figures.shares), style="bold" if name == next(iter(splits)) else "")
+    console.print(table)
+    console.print(
+        "Every way to share out the same work, on tuning episodes; MP x DP x PP.", style="dim", highlight=False
+    )
+
+
+def print_scaling(points: Sequence[Point], console: Console) -> None:
+    """Print both scalings."""
+    table = _table("scaling", ("sockets", "initial ms", "E", "best ms", "E", "best split"))
+    for point in points:
+        table.add_row(
+            point.growth.value,
+            str(point.sockets),
+            f"{point.initial_step_s * 1e3:.0f}",
+            f"{point.initial_efficiency:.1%}",
+            f"{point.best_step_s * 1e3:.0f}",
+            f"{point.best_efficiency:.1%}",
+            point.best_split,
+        )
+    console.print(table)
+    console.print(
+        "strong: the same work, E = T_1 / (N T_N); weak: as many micro-batches for each socket, E = T_1 / T_N.",
+        style="dim",
+        highlight=False,
+    )
+
+
+def print_sensitivity(found: Sequence[Sensitivity], console: Console) -> None:
+    """Print what other inputs would have given."""
+    table = _table("input", ("value", "initial E", "gain", "hybrid E", "remote time"))
+    for each in found:
+        cells = (f"{each.initial_efficiency:.1%}", f"{each.gain:.2f}", f"{each.efficiency:.1%}", f"{each.remote:.1%}")
+        table.add_row(each.what, each.value, *cells, style="bold" if each.is_case else "")
+    console.print(table)
+
+
+def _table(first: str, columns: Sequence[str]) -> Table:
+    """A table in the look of this command: a column of names, then figures."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column(first, no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table

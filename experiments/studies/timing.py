@@ -65,7 +65,7 @@ class Figures:
 
 
 def measure(
-    scheduler: Scheduler | Planner | npt.NDArray[np.int64],
+    scheduler: Scheduler | Planner,
     world: World,
     counted: npt.NDArray[np.bool_],
     num_steps: int,
@@ -73,7 +73,7 @@ def measure(
     """Play every episode once and measure its training steps.
 
     Args:
-        scheduler: who decides; or the placement of every task, shape (T, 2), the same in all episodes.
+        scheduler: who decides.
         world: what is played, on its only machine.
         counted: the tasks that are part of a training step, shape (T,).
         num_steps: how many training steps these are.
@@ -84,9 +84,7 @@ def measure(
     if len(world.topologies) != 1:
         raise ValueError(f"a study plays on one machine, got {len(world.topologies)}.")
     topology, episodes = world.topologies[0], np.arange(world.workload.num_episodes)
-    if isinstance(scheduler, np.ndarray):
-        scheduler = Replay("plan", np.broadcast_to(scheduler, (len(episodes), *scheduler.shape)))
-    elif isinstance(scheduler, Planner):
+    if isinstance(scheduler, Planner):
         scheduler = Replay(scheduler.name, scheduler.plan(world, np.zeros_like(episodes), episodes))
     simulator = Simulator(topology, world.workload, len(episodes), window_s=world.window_s)
     simulator.reset(episodes)
