@@ -215,9 +215,10 @@ def study_cache(options: KvCache, topology: Topology, on_way: Callable[[str], No
     rows = []
     for way in ways:
         on_way(way.title)
-        problem = "" if options.rule else _misfit(way.family, topology, nodes)
-        played = None
-        if not problem:
+        played, problem = None, ""
+        try:
+            if options.rule is None:
+                _require_fit(way.family, topology, nodes)
             played = play(
                 way.family,
                 topology,
@@ -227,6 +228,8 @@ def study_cache(options: KvCache, topology: Topology, on_way: Callable[[str], No
                 seed=options.seed,
                 rule=options.rule,
             )
+        except ValueError as error:
+            problem = str(error)
         rows.append(Row(way, errors[way.storage], played, problem))
     if all(row.played is None for row in rows):
         raise ValueError(rows[0].problem)
@@ -294,8 +297,8 @@ def _storage_options(
     ]
 
 
-def _misfit(family: KVDecode, topology: Topology, nodes: IntArray) -> str:
-    """Why the cache does not fit the sockets, or nothing: a reservation is the longest, pages are median contexts."""
+def _require_fit(family: KVDecode, topology: Topology, nodes: IntArray) -> None:
+    """Raise ValueError where the cache does not fit its sockets: reservations, or pages of median contexts."""
     tokens = int(np.ceil(family.kept_share * family.most_tokens))
     if family.page_tokens:
         tokens = int(np.ceil(family.kept_share * family.median_context_tokens)) + family.steps
@@ -307,8 +310,4 @@ def _misfit(family: KVDecode, topology: Topology, nodes: IntArray) -> str:
         family.groups * family.group_sequences,
         family.kv_bytes_per_element,
     )
-    try:
-        require_fit(cache, family.kv_layout, topology.memory_bytes[nodes])
-    except ValueError as error:
-        return str(error)
-    return ""
+    require_fit(cache, family.kv_layout, topology.memory_bytes[nodes])

@@ -30,11 +30,10 @@ class Played:
     Attributes:
         remote_bytes: moved between nodes.
         local_bytes: moved within nodes.
-        token_s: from the start of decoding to its end, for each token that every sequence decodes one after another.
+        token_s: from when decoding may begin to its end, for each token that every sequence decodes one after another.
         tokens_per_s: of all sequences together.
         cache_bytes: on each node at the end, shape (N,), pages not full and reservations included.
         redirected: objects that went to another node than asked for, which had no room, in all.
-        out_of_memory: tasks dropped because no node had room, in all.
     """
 
     remote_bytes: float
@@ -43,7 +42,6 @@ class Played:
     tokens_per_s: float
     cache_bytes: FloatArray
     redirected: int
-    out_of_memory: int
 
     @property
     def cache_imbalance(self) -> float:
@@ -77,32 +75,29 @@ def play(
         rule: who places tasks and data; the program itself where None.
 
     Raises:
-        ValueError: there is no such rule.
+        ValueError: there is no such rule, or no node had room for an object.
     """
     workload = family.generate(np.random.default_rng(seed), episodes)
     simulator = Simulator(topology, workload, episodes, window_s=window_s)
     simulator.reset(np.arange(episodes))
     outcomes = _by_program(simulator, nodes[family.placement]) if rule is None else _by_rule(simulator, rule, window_s)
-    remote = local = redirected = dropped = 0.0
-    start_s = np.zeros(episodes)
+    remote, local, redirected = 0.0, 0.0, 0
     for decodes, outcome in zip(family.decodes, outcomes, strict=True):
         if decodes:
             remote += float(outcome.remote_bytes.mean())
             local += float(outcome.local_bytes.mean())
-        else:  # loaders come first
-            start_s = np.maximum(workload.arrival_s[:, -1], simulator.totals.last_finish_s)
         redirected += int(outcome.fell_back.sum())
-        dropped += int(outcome.out_of_memory.sum())
+        if outcome.out_of_memory.any():
+            raise ValueError(f"no node of {topology.name} has room for all weights and caches.")
     sequences = family.groups * family.group_sequences
-    token_s = float((simulator.totals.last_finish_s - start_s).mean()) / family.steps
+    token_s = float((simulator.totals.last_finish_s - workload.arrival_s[:, -1]).mean()) / family.steps
     return Played(
         remote_bytes=remote / (sequences * family.steps),
         local_bytes=local / (sequences * family.steps),
         token_s=token_s,
         tokens_per_s=sequences / token_s,
         cache_bytes=held_bytes(simulator, family.cache_objects).mean(axis=0),
-        redirected=int(redirected),
-        out_of_memory=int(dropped),
+        redirected=redirected,
     )
 
 

@@ -15,7 +15,7 @@ from numa_rl.wording import counted
 if TYPE_CHECKING:
     from experiments.transformer.kv_cache import Row, Study
 
-HEADERS = ("MB remote", "MB local", "ms", "faster", "GB", "error")
+HEADERS = ("remote\nMB", "local\nMB", "token\nms", "faster", "cache\nGB", "error")
 
 
 def print_study(study: Study, console: Console) -> None:
@@ -33,11 +33,12 @@ def print_study(study: Study, console: Console) -> None:
     console.print(_table(study))
     for line in _meanings(study):
         console.print(line, style="dim", highlight=False)
+    for problem in dict.fromkeys(row.problem for row in study.rows if row.problem):
+        titles = ", ".join(_named(row, study) for row in study.rows if row.problem == problem)
+        console.print(Text(f"Not played: {titles}: {problem}"), style="yellow")
     for row in study.rows:
-        if row.problem:
-            console.print(Text(f"{row.way.title}, work {row.way.work}: {row.problem}"), style="yellow")
-        elif row.played is not None and row.played.redirected + row.played.out_of_memory:
-            console.print(Text(f"{row.way.title}: {_full(row)}"), style="yellow")
+        if row.played is not None and row.played.redirected:
+            console.print(Text(f"{_named(row, study)}: {_full(row)}"), style="yellow")
     for reason in study.impossible:
         console.print(Text(f"Left out: {reason}"), style="yellow")
     _print_best(study, console)
@@ -79,16 +80,13 @@ def _part(row: Row) -> tuple[bool, bool]:
 
 def _full(row: Row) -> str:
     assert row.played is not None
-    return (
-        f"{counted(row.played.redirected, 'object')} went to another node than asked for, which was full, and "
-        f"{counted(row.played.out_of_memory, 'task')} were dropped, no node having room."
-    )
+    return f"{counted(row.played.redirected, 'object')} went to another node than asked for, which was full."
 
 
 def _meanings(study: Study) -> list[str]:
     """What the columns mean."""
     lines = [
-        "MB: moved between and within nodes for each token of a sequence; ms: time of a token; GB: cache on the "
+        "Remote, local: moved between and within nodes for each token of a sequence; token: its time; cache: on the "
         "fullest node; error: of what attention gives, measured on random arrays with large key channels, sinks and "
         "heavy hitters."
     ]
@@ -118,4 +116,4 @@ def _print_best(study: Study, console: Console) -> None:
 
 
 def _named(row: Row, study: Study) -> str:
-    return row.way.title if study.rule is not None else f"{row.way.title}, work {row.way.work}"
+    return row.way.title if study.rule is not None else f"{row.way.title} (work {row.way.work})"

@@ -15,7 +15,7 @@ is one object, as large as the longest sequence would need, or with pages two: t
 only read, and those being filled, which grow by whole pages. With prefetch, a task on another core copies what the next
 layer will attend to into a buffer, from when the group enters this layer. Weights are an object for each layer, or for
 each part's attention and the feed-forward part, read by all groups. Loaders make weights and caches at time 0, and
-decoding begins when the program's sockets could have loaded them.
+decoding begins when the program could have loaded all.
 
 What is left out: embeddings, norms, sampling and prefill, which is done elsewhere [4]; weights read by several groups
 at once. What a scheduler decides is everything: the layout and where work runs are the program's own, see

@@ -5,6 +5,7 @@ Dimension key: E episodes, g groups of sequences, b sequences of a group, L laye
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from numa_rl.workloads.kv_decode import KVDecode
 
 DEQUANTISE_FLOPS = 1.0  # for each element: times its scale
+COPY_OVER_LOAD = 5.0  # pages that are copied take the kernel about 1 us each as well, see the README
 FULL_BYTES = 2.0  # of an element that is not quantised
 
 
@@ -75,12 +77,13 @@ class DecodeTasks:
         parts = list(range(family.num_parts))
         self.shares = [[part] for part in parts] if family.follows_cache else [parts]
         self.hidden_bytes = family.group_sequences * family.width * family.bytes_per_element
+        self.loaded_bytes: dict[int, FloatArray] = defaultdict(lambda: np.zeros(len(contexts)))  # by each core
         self.weights = [self._load_weights(layer) for layer in range(family.layers)]
         self.caches = [
             [[self._load_cache(layer, group, part) for part in parts] for group in range(family.groups)]
             for layer in range(family.layers)
         ]
-        self.start_s = self._loaded_bytes() / (family.sockets * family.lanes * family.bytes_per_s)
+        self.start_s = np.max(list(self.loaded_bytes.values()), axis=0) / family.bytes_per_s
         self.hidden: list[int | None] = [None] * family.groups
         self.buffers: list[list[int]] = [[] for _ in range(family.groups)]
         for index in range(family.steps * family.layers):
@@ -102,12 +105,24 @@ class DecodeTasks:
         """Where a layer's parts are summed."""
         return int(self.home[layer]) if self.family.follows_cache else group % self.family.sockets
 
-    def _add(self, socket: int, data_socket: int, lane: int, obj: int, decodes: bool = True, **figures: Any) -> None:
+    def _add(
+        self,
+        socket: int,
+        data_socket: int,
+        lane: int,
+        obj: int,
+        *,
+        decodes: bool = True,
+        copied_bytes: float = 0.0,
+        **figures: Any,
+    ) -> None:
         """Add a task, and remember where it goes."""
         family = self.family
         worker = socket * family.lanes + lane % family.lanes
         self.placement.append((socket, data_socket))
         self.decodes.append(decodes)
+        if not decodes:
+            self.loaded_bytes[worker] += figures["num_bytes"] if copied_bytes == 0.0 else COPY_OVER_LOAD * copied_bytes
         self.draft.add_task(worker, obj, arrival_s=self.start_s if decodes else 0.0, **figures)
 
     def _lane(self, group: int) -> int:
@@ -131,7 +146,8 @@ class DecodeTasks:
             if not self.family.follows_cache:
                 for other in range(self.family.sockets):
                     if other != socket:
-                        self._add(other, other, layer, obj, decodes=False, write_fraction=0.0)
+                        copied = {"write_fraction": 0.0, "copied_bytes": parameters * size}
+                        self._add(other, other, layer, obj, decodes=False, **copied)
         return objects
 
     def _attention_parameters(self, parts: list[int], which: str) -> float:
@@ -171,16 +187,6 @@ class DecodeTasks:
         """Tokens that the other pages have room for, after so many decoded ones, shape (E,)."""
         page = self.family.page_tokens
         return np.asarray(pages_of(self.prompt[:, group] % page + decoded, page).sum(axis=1) * page, np.float64)
-
-    def _loaded_bytes(self) -> FloatArray:
-        """What loaders write: caches and one copy of the weights on each socket that needs it, shape (E,)."""
-        family = self.family
-        copies = 1 if family.follows_cache else family.sockets
-        tokens = self.prompt.sum(axis=(1, 2))
-        every = list(range(family.num_parts))
-        cache = tokens * self._token_bytes(every) * family.layers
-        weights = copies * family.layers * self.model.layer_parameters * family.bytes_per_element
-        return np.asarray(cache + weights, np.float64)
 
     # Decoding.
 
