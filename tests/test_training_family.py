@@ -25,7 +25,8 @@ from numa_rl.workloads.training_tasks import COMPUTING, MOMENTS_FLOPS, UPDATE_FL
 from numa_rl.workloads.workload import NEVER, NO_OBJECT, Workload
 
 SAME: dict[str, Any] = {"tokens_sigma": 0.0, "compute_sigma": 0.0}
-SMALL: dict[str, Any] = {"layers": 4, "width": 64, "heads": 8, "context": 8, "micro_batches": 8, "lanes": 4, **SAME}
+SMALL: dict[str, Any] = {"layers": 4, "width": 64, "heads": 8, "context": 8, "micro_batches": 8, "lanes": 4}
+SMALL |= {"micro_batch_tokens": 16.0, **SAME}
 SPLITS = [(1, 1, 1), (2, 1, 1), (1, 4, 1), (1, 1, 4), (2, 2, 2), (4, 2, 1), (1, 2, 4)]
 CUBE = eight_socket_cube()
 
@@ -138,8 +139,8 @@ def test_every_parameter_is_updated_once_a_step_in_every_replica(split):
     assert workload.bytes[0, loaded].sum(dtype=float) == pytest.approx(4 * parameters)
 
 
-def test_the_suite_default_has_300_tasks():
-    assert one_episode(TransformerTraining()).num_tasks == 300
+def test_the_suite_default_has_396_tasks():
+    assert one_episode(TransformerTraining()).num_tasks == 396
 
 
 def test_draws_have_their_medians_and_spreads():
@@ -154,7 +155,7 @@ def test_draws_have_their_medians_and_spreads():
     forward = np.flatnonzero(of_kind(family, Kind.FORWARD) & (family.task_step == 1))
     per_token = workload.flops[:, forward] / tokens[:, :1]
     alike = [np.isclose(per_token, per_token[:, [task]], rtol=1e-6).all(axis=0) for task in range(len(forward))]
-    assert np.sum(alike, axis=1).tolist() == [4 * 2] * len(forward)  # the layers and lanes of a micro-batch
+    assert np.sum(alike, axis=1).tolist() == [2 * 4] * len(forward)  # the layers and lanes of a micro-batch
     one_each = np.log(per_token[:, [int(np.argmax(row)) == task for task, row in enumerate(alike)]])
     assert one_each.shape[1] == family.micro_batches
     assert one_each.std(axis=0) == pytest.approx(0.1, rel=0.05)
@@ -491,7 +492,7 @@ def test_the_layout_beats_ranks_in_the_order_of_nodes_and_tasks_anywhere(split):
 
 
 def test_a_pool_of_study_size_is_made_of_one_program():
-    family = TransformerTraining(data_parallel=8, pipeline_parallel=1, lanes=8, micro_batches=8)
+    family = TransformerTraining(layers=4, data_parallel=8, pipeline_parallel=1, lanes=8, micro_batches=8)
     workload = family.generate(np.random.default_rng(0), 64)
     assert workload.num_episodes == 64
     assert workload.num_tasks == family.num_tasks > 2000

@@ -35,15 +35,15 @@ from numa_rl.partition.mapping import compute_nodes, map_parts, node_distances
 from numa_rl.partition.methods import partition
 from numa_rl.partition.objective import traffic_matrix
 from numa_rl.topology import Topology
-from numa_rl.transformer.kv_cache import attended_pairs
-from numa_rl.transformer.memory_plan import ElementSizes, Recompute, Training, kept_activation_bytes
+from numa_rl.transformer.memory_plan import Recompute
 from numa_rl.transformer.model import Transformer
 from numa_rl.transformer.pipeline_schedule import ONE_F_ONE_B, Operations, operations
 from numa_rl.workloads.collective import ALGORITHMS
 from numa_rl.workloads.graph_draft import Messages
 from numa_rl.workloads.parameters import MOST_TASKS, require
 from numa_rl.workloads.processes import FloatArray, IntArray, lognormal
-from numa_rl.workloads.training_tasks import COMPUTING, Grid, LaneShare, TrainingTasks
+from numa_rl.workloads.training_split import Grid, LaneShare, lane_share
+from numa_rl.workloads.training_tasks import COMPUTING, TrainingTasks
 from numa_rl.workloads.workload import NO_OBJECT, Workload
 
 
@@ -108,7 +108,7 @@ class TransformerTraining:
         ValueError: a parameter is out of range, or does not divide what it must; the message says what would.
     """
 
-    layers: int = 4
+    layers: int = 2
     width: int = 1024
     heads: int = 16
     context: int = 256
@@ -116,12 +116,12 @@ class TransformerTraining:
     data_parallel: int = 2
     pipeline_parallel: int = 2
     micro_batches: int = 4
-    micro_batch_tokens: float = 16.0
+    micro_batch_tokens: float = 8.0
     tokens_sigma: float = 0.3
     num_steps: int = 2
     recompute: str = Recompute.NONE.value
     layers_per_task: int = 1
-    lanes: int = 2
+    lanes: int = 4
     schedule: str = ONE_F_ONE_B
     stage_chunks: int = 1
     algorithm: str = "ring"
@@ -228,45 +228,16 @@ class TransformerTraining:
     @property
     def _share(self) -> LaneShare:
         """What falls to one lane, of a micro-batch of the median size."""
-        model, tokens, layers = self.model, self.micro_batch_tokens, self.layers_per_task
-        shared_by = self.lanes * self.model_parallel
-        blocks = self.layers // (self.pipeline_parallel * layers)
-        parameters = blocks * layers * model.layer_parameters / shared_by
-        pairs = tokens * float(attended_pairs(self.context, self.context)) / self.context
-        weights_flops = layers * model.layer_forward_flops(tokens) / shared_by
-        attention_flops = layers * model.layer_forward_flops(tokens, pairs) / shared_by - weights_flops
-        again_flops = {
-            Recompute.NONE: 0.0,
-            Recompute.ATTENTION: attention_flops,
-            Recompute.FULL: weights_flops + attention_flops,
-        }
-        recompute = Recompute(self.recompute)
-        boundary_bytes, inner_bytes = self._activation_bytes(recompute)
-        return LaneShare(
-            weights_bytes=parameters * self.bytes_per_element,
-            parameters=parameters,
-            optimiser_bytes=parameters * self.optimiser_bytes,
-            blocks=blocks,
-            layers_per_block=layers,
-            boundary_bytes=tokens * boundary_bytes / self.lanes,
-            kept_bytes=tokens * layers * (boundary_bytes / self.lanes + inner_bytes / shared_by),
+        return lane_share(
+            self.model,
+            self._grid,
+            micro_batch_tokens=self.micro_batch_tokens,
+            context=self.context,
+            layers_per_block=self.layers_per_task,
             bytes_per_element=self.bytes_per_element,
-            weights_flops=weights_flops,
-            attention_flops=attention_flops,
-            again_flops=again_flops[recompute],
-            again=recompute is Recompute.FULL,
+            optimiser_bytes=self.optimiser_bytes,
+            recompute=Recompute(self.recompute),
         )
-
-    def _activation_bytes(self, recompute: Recompute) -> tuple[float, float]:
-        """What waits for a layer's backward pass, for each token: between layers, and within, which MP ranks share."""
-        size = self.bytes_per_element
-        training = Training(
-            self.model, sequence_tokens=self.context, sizes=ElementSizes(size, size, self.optimiser_bytes, size, size)
-        )
-        boundary, all_kept = (
-            float(kept_activation_bytes(training, 1, kind)) / self.context for kind in (Recompute.FULL, recompute)
-        )
-        return boundary, all_kept - boundary
 
     @property
     def num_tasks(self) -> int:

@@ -1,10 +1,6 @@
 """The tasks of transformer training, written down as a program would run them.
 
-Dimension key: p ranks, L lanes, T tasks, O objects.
-
-A rank is one of MP x DP x PP and stands for a socket; its L lanes stand for the socket's cores, and share every
-operation in equal parts. A lane holds 1 / L of its rank's weights, and makes 1 / L of what a block of layers puts out,
-from all that goes in.
+Dimension key: p ranks, L lanes, T tasks, O objects; see `training_split.py` for what these are.
 
 **What a task reads.** Of a lane's share of one block, let weights have w bytes, the activations between two layers a,
 and those that wait for the backward pass k:
@@ -23,24 +19,21 @@ gradients back through all of its blocks, for which the stage before waits, and 
 
 References:
     [1] The chapter, sections 16.1.2 (all-reduce), 16.3.1 (heads), 16.3.2 (columns, then rows) and 16.3.4 (pipeline).
-    [2] M. Shoeybi et al., "Megatron-LM: training multi-billion parameter language models using model parallelism",
-        2019, section 3: two all-reduces of activations in each layer forward, and two backward.
-    [3] D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1.
+    [2] D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from enum import IntEnum
 from itertools import zip_longest
 
 from numa_rl.communication.schedules import Schedule, ring
 from numa_rl.transformer.pipeline_schedule import Operations
 from numa_rl.workloads.graph_draft import GraphDraft, Messages, add_all_reduce
+from numa_rl.workloads.training_split import Grid, LaneShare
 
-SUMS_PER_LAYER = 2  # of activations, after attention and after the feed-forward part, in each direction [2]
-# Of Adam for each parameter [3]: both moments are moved towards the gradient and its square (3 + 4), corrected, and the
+# Of Adam for each parameter [2]: both moments are moved towards the gradient and its square (3 + 4), corrected, and the
 # weight takes its step (2 + 5).
 MOMENTS_FLOPS, UPDATE_FLOPS = 7.0, 7.0
 NO_STEP = -1  # as a task's training step: it loads what is there before the first
@@ -65,92 +58,6 @@ class Kind(IntEnum):
 
 
 COMPUTING = (Kind.FORWARD, Kind.BACKWARD_INPUT, Kind.BACKWARD_WEIGHTS)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Ranks: model-parallel ones are next to each other, then replicas, then stages.
-
-    Attributes:
-        model_parallel: ranks that share every layer, MP.
-        data_parallel: replicas, DP.
-        pipeline_parallel: stages, PP.
-        lanes: tasks that share an operation of a rank, L.
-    """
-
-    model_parallel: int
-    data_parallel: int
-    pipeline_parallel: int
-    lanes: int
-
-    @property
-    def num_ranks(self) -> int:
-        """MP x DP x PP."""
-        return self.model_parallel * self.data_parallel * self.pipeline_parallel
-
-    def model_ranks(self, stage: int, replica: int) -> range:
-        """Those that share the layers of one stage of one replica."""
-        first = (stage * self.data_parallel + replica) * self.model_parallel
-        return range(first, first + self.model_parallel)
-
-    def replicas(self) -> Iterator[range]:
-        """The ranks that hold the same weights, of each share of each stage."""
-        size = self.model_parallel * self.data_parallel
-        for stage in range(self.pipeline_parallel):
-            for share in range(self.model_parallel):
-                yield range(stage * size + share, (stage + 1) * size, self.model_parallel)
-
-    def workers(self, rank: int) -> list[int]:
-        """Who does the work of each lane of a rank."""
-        return list(range(rank * self.lanes, (rank + 1) * self.lanes))
-
-
-@dataclass(frozen=True)
-class LaneShare:
-    """What falls to one lane of one rank.
-
-    Attributes:
-        weights_bytes: of all its layers.
-        parameters: how many these are.
-        optimiser_bytes: what the optimiser keeps for them.
-        blocks: tasks that its rank's layers are cut into.
-        layers_per_block: layers of each.
-        boundary_bytes: of the activations between two layers, of a micro-batch.
-        kept_bytes: of those of a block, its output among them, that wait for the backward pass.
-        bytes_per_element: size of a number.
-        weights_flops: arithmetic of a block's weights on a micro-batch, once through.
-        attention_flops: arithmetic of attention over a block's keys and values, forward.
-        again_flops: what the backward pass computes again of a block.
-        again: whether that is all of the forward pass.
-    """
-
-    weights_bytes: float
-    parameters: float
-    optimiser_bytes: float
-    blocks: int
-    layers_per_block: int
-    boundary_bytes: float
-    kept_bytes: float
-    bytes_per_element: float
-    weights_flops: float
-    attention_flops: float
-    again_flops: float
-    again: bool
-
-    @property
-    def block_bytes(self) -> float:
-        """Of the weights of one block."""
-        return self.weights_bytes / self.blocks
-
-    @property
-    def sums(self) -> int:
-        """All-reduces of activations of one block forward."""
-        return SUMS_PER_LAYER * self.layers_per_block
-
-    @property
-    def backward_sums(self) -> int:
-        """And backward."""
-        return self.sums * (2 if self.again else 1)
 
 
 Read = tuple[int, float]  # an object, and how many bytes of it a task reads
