@@ -23,11 +23,18 @@ from experiments.suite.command import Suite
 from experiments.train import Train
 from experiments.transformer.attention import Attention
 from experiments.transformer.ffn import Ffn
+from experiments.transformer.kv_cache import KvCache
+from experiments.transformer.pipeline import Pipeline
 from experiments.tune import Tune
 
 Machine = Annotated[MachineShow, tyro.conf.subcommand("show")] | Annotated[MachineList, tyro.conf.subcommand("list")]
-Transformer = Annotated[Attention, tyro.conf.subcommand("attention")] | Annotated[Ffn, tyro.conf.subcommand("ffn")]
-TRANSFORMER = "How the layers of a transformer are best split over a machine's sockets."
+Transformer = (
+    Annotated[Attention, tyro.conf.subcommand("attention")]
+    | Annotated[Ffn, tyro.conf.subcommand("ffn")]
+    | Annotated[KvCache, tyro.conf.subcommand("kv-cache")]
+    | Annotated[Pipeline, tyro.conf.subcommand("pipeline")]
+)
+TRANSFORMER = "How a transformer's layers, its cache and its pipeline are best spread over the sockets of a machine."
 
 # What tyro draws around an error, and the name of its own that it puts before ours.
 FRAME = re.compile(r"[\u2500-\u257f]+|-{4,}|^\s*[|+]|[|+]\s*$|Error parsing \S+: ", re.MULTILINE)

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
-PACKAGES = ("numa_rl/communication", "numa_rl/coherence")
+PACKAGES = ("numa_rl/communication", "numa_rl/coherence", "numa_rl/transformer")
 MODULES = (
     "numa_rl.topology",
     "numa_rl.machines.builders",
@@ -135,9 +135,15 @@ def test_every_section_of_the_chapter_has_its_page():
         "16.1.3",
         "(16.2)",
         "16.2.3",
+        "16.3.1",
+        "16.3.2",
+        "16.3.3",
+        "16.3.4",
         "16.4.1",
         "16.4.2",
         "16.4.3",
+        "16.4.4",
+        "xercise 6",
         "Exercises 1 to 5",
         "Gotchas",
     ):
