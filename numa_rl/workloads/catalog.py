@@ -8,7 +8,7 @@ from numa_rl.workloads.attention import SplitAttention
 from numa_rl.workloads.batch import HpcBatch
 from numa_rl.workloads.collective import AllReduce
 from numa_rl.workloads.ffn import Ffn
-from numa_rl.workloads.kv_decode import KvDecode
+from numa_rl.workloads.kv_decode import KVDecode
 from numa_rl.workloads.llm_serving import LLMServing
 from numa_rl.workloads.parameters import build
 from numa_rl.workloads.pipeline import Pipeline
@@ -32,7 +32,7 @@ FAMILIES: dict[str, type[WorkloadFamily]] = {
     "all-reduce": AllReduce,
     "attention": SplitAttention,
     "ffn": Ffn,
-    "kv-decode": KvDecode,
+    "kv-decode": KVDecode,
     "pipeline": Pipeline,
     "transformer-training": TransformerTraining,
     "planted": Planted,
