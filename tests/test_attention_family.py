@@ -71,7 +71,7 @@ def placed(family: SplitAttention) -> np.ndarray:
 
 def test_two_head_parts_with_a_lane_each_by_hand():
     # 4 tokens, 2 heads of 3 elements of 2 bytes, one head each: a head of a token is 6 bytes.
-    family = SplitAttention(2, 1, "contiguous", False, 1, 1.0, 0.0, width=6, heads=2, kv_heads=2)
+    family = SplitAttention(2, 1, "contiguous", False, 1, 1.0, 0.0, width=6, heads=2, kv_heads=2, bytes_per_element=2)
     workload = generated(family)
     assert family.object_place().tolist() == [0, 1, 0, 0, 1, 1, 0, 1, 0, 1, 0, 1]
     # Homes 0 and 1; queries 2 and 4; keys and values 3 and 5; sums 6 and 7; outputs 8 and 9, then of home tokens.
@@ -122,10 +122,16 @@ def test_the_default_suits_a_suite_of_episodes():
     workload = generated(SplitAttention(), 2000)
     assert 150 <= workload.num_tasks <= 400
     assert workload.is_one_graph
-    tokens = np.array(lengths(SplitAttention(), workload))
-    assert np.median(tokens) == pytest.approx(512, rel=0.1)
-    assert np.log(tokens).std() == pytest.approx(0.7, rel=0.1)
-    assert not (tokens % SplitAttention().token_unit).any()
+    assert np.median(lengths(SplitAttention(), workload)) == 128
+
+
+def test_lengths_are_lognormal_in_whole_units():
+    family = SplitAttention(1, 2, median_tokens=1000.0, lanes=1)
+    tokens = np.array(lengths(family, generated(family, 2000)))
+    assert np.median(tokens) == pytest.approx(1000, rel=0.05)
+    assert np.log(tokens).std() == pytest.approx(0.7, rel=0.05)
+    assert not (tokens % 4).any()
+    assert (tokens % 8).any()
 
 
 # Laws
@@ -278,7 +284,9 @@ def test_a_larger_pool_extends_a_smaller_one_and_seeds_differ(family):
 @pytest.mark.parametrize(("h", "s", "causal"), [(8, 1, False), (1, 8, False), (2, 4, True), (4, 2, True)])
 def test_of_a_long_sequence_simulator_and_closed_form_tell_the_same_time(h, s, causal):
     # With 8 lanes all cores of a node work; 4096 tokens are long enough for waits between steps to be few.
-    family = SplitAttention(h, s, "zigzag", causal, lanes=8, median_tokens=4096.0, tokens_sigma=0.0)
+    family = SplitAttention(
+        h, s, "zigzag", causal, lanes=8, median_tokens=4096.0, tokens_sigma=0.0, bytes_per_element=2
+    )
     simulated_s = played(family, generated(family), placed(family)).totals.last_finish_s[0]
     cost = split_cost(family.shape(4096), family.split, CUBE)
     assert simulated_s == pytest.approx(cost.total_s - cost.projection_s, rel=0.02)

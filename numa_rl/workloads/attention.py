@@ -56,7 +56,8 @@ class SplitAttention:
         order: which tokens are a sequence part: "contiguous", "zigzag" or "striped".
         causal: whether a token attends to itself and those before it only.
         lanes: cores that compute at each place; as many more copy.
-        median_tokens: median length of a sequence, lognormal; at most a billion.
+        median_tokens: median length of a sequence, lognormal; at most a billion. The longer, the more arithmetic for
+            each byte, and the less it matters where data lie.
         tokens_sigma: standard deviation of its logarithm.
         width: of the model.
         heads: of queries.
@@ -75,13 +76,13 @@ class SplitAttention:
     order: str = "zigzag"
     causal: bool = True
     lanes: int = 4
-    median_tokens: float = 512.0
+    median_tokens: float = 128.0
     tokens_sigma: float = 0.7
     width: int = 4096
     heads: int = 32
     kv_heads: int = 32
     batch: int = 1
-    bytes_per_element: int = 2
+    bytes_per_element: int = 4
     flops_per_s: float = 40e9
     bytes_per_s: float = 20e9
 
