@@ -163,8 +163,13 @@ def test_prefetch_moves_the_same_cache_sooner_and_keeps_two_buffers():
     assert remote_ahead == pytest.approx(remote, rel=1e-6)
     assert after.state.memory_used_bytes.sum() == pytest.approx(before.state.memory_used_bytes.sum())  # buffers freed
     workload = episodes(ahead)
-    freed = workload.freed_after[0] != NEVER
-    assert freed.sum() == 15 * 4 + 16 * 4  # buffers, and hidden vectors
+    freed = workload.freed_after[0]
+    assert (freed != NEVER).sum() == 15 * 4 + 16 * 4  # buffers, and hidden vectors
+    made = np.array([int((workload.object[0] == obj).argmax()) for obj in range(workload.num_objects)])
+    buffers = (freed != NEVER) & (workload.object_bytes[0, made] > HIDDEN_BYTES)
+    assert buffers.sum() == 15 * 4
+    tasks = np.arange(workload.num_tasks)[:, None]
+    assert ((made[buffers] <= tasks) & (tasks <= freed[buffers])).sum(axis=1).max() <= 2 * 4
 
 
 def test_prefetch_is_faster_where_fetching_takes_as_long_as_computing():
