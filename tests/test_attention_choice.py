@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import Run, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import toy_machine
@@ -269,15 +270,37 @@ def test_on_one_node_nothing_is_read(printed):
     assert "A ring hides" not in text
 
 
+def test_the_command_reads_its_options(numa_rl: Run):
+    ended = numa_rl(
+        *("transformer", "attention", "--machine", "chapter-4-socket", "--tokens", 64, "--width", 128, "--heads", 8),
+        *("--kv-heads", 2, "--batch", 3, "--bytes-per-element", 4, "--causal", "--in-turn", "--nodes", 2),
+        *("--json", "out.json"),
+    )
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.json["shape"] == {
+        "tokens": 64,
+        "width": 128,
+        "heads": 8,
+        "kv_heads": 2,
+        "batch": 3,
+        "bytes_per_element": 4,
+        "causal": True,
+    }
+    expected = best_split(AttentionShape(64, 128, 8, 2, 3, 4, True), four_socket(), 2, overlaps=False)
+    assert [split["total_s"] for split in ended.json["splits"]] == [cost.total_s for cost in expected.costs]
+    assert not ended.json["best"]["overlaps"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": 3}, "heads must divide width (4096), as 2 or 4 would, got 3."),
-        ({"tokens": -1}, "tokens must be a whole number >= 1, got -1."),
-        ({"json": Path(".")}, "--json must be a file that can be written, got '.': Is a directory."),
+        (("--heads", 3), "heads must divide width (4096), as 2 or 4 would, got 3."),
+        (("--tokens", -1), "tokens must be a whole number >= 1, got -1."),
+        (("--tokens", 7), "tokens must be >= 8, one for each node, got 7; at most 7 nodes would fit."),
+        (("--nodes", 9), "nodes must be in 1..8, those of chapter-8-socket that have cores, got 9."),
+        (("--json", "."), "--json must be a file that can be written, got '.': Is a directory."),
+        (("--batch", 10**6), "such nodes would do, split by sequence."),
     ],
 )
-def test_bad_options_are_refused(printed, options, message):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the message is compared below, unescaped
-        printed(**options)
-    assert str(caught.value) == message
+def test_bad_options_end_in_one_line(numa_rl: Run, options, message):
+    refused(numa_rl("transformer", "attention", "--machine", "chapter-8-socket", *options), message)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -107,15 +107,7 @@ def _content(topology: Topology, choice: SplitChoice, winners: Winners | None) -
     shape = choice.shape
     content: dict[str, Any] = {
         "machine": topology.name,
-        "shape": {
-            "tokens": shape.tokens,
-            "width": shape.width,
-            "heads": shape.heads,
-            "kv_heads": shape.kv_heads,
-            "batch": shape.batch,
-            "bytes_per_element": shape.bytes_per_element,
-            "causal": shape.causal,
-        },
+        "shape": asdict(shape),
         "score_bytes": shape.score_bytes,
         "best": choice.best.to_dict(),
         "splits": [cost.to_dict() for cost in choice.costs],

@@ -103,20 +103,17 @@ class SplitCount:
         """All that crosses between nodes."""
         h, s, shape = self.split.head_parts, self.split.sequence_parts, self.shape
         sends: list[tuple[int, int, int, int]] = []
-        input_bytes = (
-            self._heads * shape.head_bytes + self.kv_head_counts * shape.kv_head_bytes
-        )  # of a token, by column
-        for row in range(s):
-            for column in range(h):
-                node, own = row * h + column, int(self.home_tokens[row, column])
-                for other in range(h):
-                    if other != column:
-                        there = int(self.home_tokens[row, other])
-                        sends.append((0, node, row * h + other, there * int(input_bytes[column])))
-                        sends.append((s, node, row * h + other, own * self._heads * shape.head_bytes))
-                above, token_bytes = (row - 1) % s * h + column, int(self.kv_head_counts[column]) * shape.kv_head_bytes
-                for step in range(1, s):
-                    sends.append((step, node, above, int(self.step_tokens[row, step]) * token_bytes))
+        queries = self._heads * shape.head_bytes  # of a token, as are keys and values
+        for node in range(self.split.num_nodes):
+            row, column = divmod(node, h)
+            homes, keys_and_values = self.home_tokens[row], self.kv_head_counts[column] * shape.kv_head_bytes
+            for other in (other for other in range(h) if other != column):
+                there = row * h + other
+                sends.append((0, node, there, homes[other] * (queries + keys_and_values)))
+                sends.append((s, node, there, homes[column] * queries))
+            above = (row - 1) % s * h + column
+            for step in range(1, s):
+                sends.append((step, node, above, self.step_tokens[row, step] * keys_and_values))
         kept = sorted(send for send in sends if send[-1])
         return Sends(*np.array(kept, np.int64).reshape(-1, 4).T)
 
