@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numa_rl.machines.builders import eight_socket_cube, four_socket, two_socket
+from numa_rl.machines.catalog import load_machine
 from numa_rl.partition.mapping import node_distances
 from numa_rl.partition.objective import placement_cost
 from numa_rl.simulator.simulator import Simulator
@@ -194,8 +195,8 @@ def test_messages_cost_what_software_adds_to_each():
         ({"recompute": "some"}, r"^recompute must be one of none, attention, full, got 'some'\.$"),
         ({"micro_batches": 10**6}, r"^an episode must have at most 1000000 tasks, got \d+; a larger layers_per_task"),
         ({"lanes": 2.5}, r"^lanes must be a whole number >= 1, got 2.5\.$"),
-        ({"message_bytes": float("nan")}, r"^message_bytes must be > 0, got nan\.$"),
-        ({"micro_batch_tokens": 0.5}, r"^micro_batch_tokens must be >= 1, got 0.5\.$"),
+        ({"message_bytes": float("nan")}, r"^message_bytes must be in 1\.\.1e\+18, got nan\.$"),
+        ({"micro_batch_tokens": 0.5}, r"^micro_batch_tokens must be in 1\.\.1e\+06, got 0.5\.$"),
     ],
 )
 def test_parameters_that_do_not_fit_are_refused_with_what_would(changes, message):
@@ -432,7 +433,7 @@ def test_a_pipeline_stands_idle_while_gradients_come_back_but_not_those_of_weigh
     # comes after that. So a batch takes 3 m f + 2 (p - 1) f, and not 3 (m + p - 1) f.
     family = small(
         (1, 1, stages), micro_batches=micro_batches, schedule=schedule, lanes=1, num_steps=1, context=1, layers=4,
-        micro_batch_tokens=4096.0, bytes_per_s=1e20, message_overhead_s=0.0, width=1024,
+        micro_batch_tokens=4096.0, bytes_per_s=1e18, message_overhead_s=0.0, width=1024,
     )  # fmt: skip
     play = played(family, free_but_arithmetic(CUBE))
     computing = of_kind(family, *COMPUTING)
@@ -458,7 +459,7 @@ def test_on_the_cube_ranks_that_exchange_are_neighbours(split, near):
 
 
 @pytest.mark.parametrize("split", [(2, 2, 2), (4, 2, 1), (1, 8, 1), (1, 2, 4), (1, 1, 8)])
-@pytest.mark.parametrize("topology", [two_socket(), four_socket()], ids=["two", "four"])
+@pytest.mark.parametrize("topology", [two_socket(), four_socket(), load_machine("kunpeng-920")], ids=lambda t: t.name)
 def test_ranks_that_share_nodes_are_parted_as_well_as_any_way_can(split, topology):
     family = small(split, layers=8, lanes=8, micro_batches=split[1], num_steps=1)
     traffic = family.rank_traffic_bytes + family.rank_traffic_bytes.T
@@ -466,7 +467,7 @@ def test_ranks_that_share_nodes_are_parted_as_well_as_any_way_can(split, topolog
     distance, n = node_distances(topology), topology.num_nodes
     nodes = family.rank_nodes(topology)
     assert np.bincount(nodes).tolist() == [8 // n] * n
-    every = {tuple(order) for order in permutations(np.repeat(np.arange(n), 8 // n).tolist()) if order[0] == 0}
+    every = set(permutations(np.repeat(np.arange(n), 8 // n).tolist()))
     least = min(placement_cost(traffic, np.array(order), distance) for order in every)
     assert placement_cost(traffic, nodes, distance) == pytest.approx(least)
 
@@ -494,6 +495,5 @@ def test_the_layout_beats_ranks_in_the_order_of_nodes_and_tasks_anywhere(split):
 def test_a_pool_of_study_size_is_made_of_one_program():
     family = TransformerTraining(layers=4, data_parallel=8, pipeline_parallel=1, lanes=8, micro_batches=8)
     workload = family.generate(np.random.default_rng(0), 64)
-    assert workload.num_episodes == 64
     assert workload.num_tasks == family.num_tasks > 2000
     assert workload.is_one_graph

@@ -21,6 +21,7 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -45,6 +46,17 @@ from numa_rl.workloads.processes import FloatArray, IntArray, lognormal
 from numa_rl.workloads.training_split import Grid, LaneShare, lane_share
 from numa_rl.workloads.training_tasks import COMPUTING, TrainingTasks
 from numa_rl.workloads.workload import NO_OBJECT, Workload
+
+# Far beyond any machine: what is computed of parameters within them stays finite.
+LIMITS = {
+    "layers width heads context micro_batch_tokens": (1, 1e6),
+    "bytes_per_element": (1, 16),
+    "optimiser_bytes": (1e-3, 1e3),
+    "tokens_sigma compute_sigma": (0, 2),
+    "message_bytes": (1, 1e18),
+    "message_overhead_s": (0, 1e3),
+    "flops_per_s bytes_per_s": (1, 1e18),
+}
 
 
 class _Program(NamedTuple):
@@ -141,10 +153,8 @@ class TransformerTraining:
             "layers_per_task lanes stage_chunks group_ranks bytes_per_element"
         )
         require_count(**{name: getattr(self, name) for name in counts.split()})
-        require(self, "micro_batch_tokens", ">= 1", lambda value: value >= 1)
-        positive = "message_bytes optimiser_bytes flops_per_s bytes_per_s"
-        require(self, positive, "> 0", lambda value: value > 0)
-        require(self, "tokens_sigma message_overhead_s compute_sigma", ">= 0", lambda value: value >= 0)
+        for names, (least, most) in LIMITS.items():
+            require(self, names, f"in {least:g}..{most:g}", _within(least, most))
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, got {self.algorithm!r}.")
         known = [kind.value for kind in Recompute]
@@ -166,7 +176,8 @@ class TransformerTraining:
                 f"an episode must have at most {MOST_TASKS} tasks, got {self.num_tasks}; a larger layers_per_task, and "
                 f"fewer micro_batches or lanes, have fewer."
             )
-        assert self.operations is not None  # checks the schedule
+        assert len(self.operations)  # checks the schedule
+        assert self._share.blocks  # and the size of the model
 
     @cached_property
     def model(self) -> Transformer:
@@ -372,6 +383,10 @@ class TransformerTraining:
             rank = int(np.argmin(good))
             raise ValueError(f"rank_node[{rank}] must be a node of {topology.name} with cores, got {nodes[rank]}.")
         return np.repeat(nodes.astype(np.int64)[self.task_rank][:, None], 2, axis=1)
+
+
+def _within(least: float, most: float) -> Callable[[float], bool]:
+    return lambda value: least <= value <= most
 
 
 def _require_multiple(name: str, value: int, of: int, what: str) -> None:
