@@ -5,7 +5,8 @@ Dimension key: E episodes, S training steps, M micro-batches of a step, p ranks,
 A global batch of `micro_batches` micro-batches goes through a model of equal layers. Data parallelism (DP) shares out
 the micro-batches among replicas, which sum their gradients by an all-reduce at the end of each step; pipeline
 parallelism (PP) shares out the layers among stages; model parallelism (MP) shares out each layer, whose activations are
-then summed [3]. The work is the same however it is split. `training_tasks.py` says what each task does and reads.
+then summed [3]. The work is the same however it is split: 6 flop per parameter and token [2], and attention's.
+`training_tasks.py` says what each task does and reads.
 
 An episode begins with loading: every rank's weights arrive in one piece, from which its lanes take theirs, so that who
 belongs together shows from the first tasks on. Episodes differ in how many tokens a micro-batch of each step has, and
