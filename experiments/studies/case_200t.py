@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import tyro
 from rich.console import Console
 
 from agents.ppo.config import PPOConfig, TeacherConfig, TrainingConfig
@@ -48,7 +47,7 @@ class Case200T:
         plot: a PNG file for core time and scaling.
         out: folder of the run that trains the policy, started anew.
         scenario: the hybrid configuration: a scenario's name, or the path of its TOML file.
-        config: how to train.
+        train: how to train.
     """
 
     policy: Path | None = None
@@ -60,9 +59,7 @@ class Case200T:
     plot: Path | None = None
     out: Path = Path("runs") / SCENARIO
     scenario: str = SCENARIO
-    config: Annotated[TrainingConfig, tyro.conf.arg(name="")] = field(
-        default_factory=lambda: TrainingConfig(teacher=TEACHER, ppo=PPO, validate_every=2)
-    )
+    train: TrainingConfig = field(default_factory=lambda: TrainingConfig(teacher=TEACHER, ppo=PPO, validate_every=2))
 
     def run(self) -> None:
         """Play and print.
@@ -101,16 +98,16 @@ class Case200T:
         if path is None:
             from experiments.train import Train, prepare, train_policy  # torch takes seconds
 
-            train = Train(
+            training = Train(
                 scenario=self.scenario,
                 overwrite=True,
                 train_episodes=TRAIN_EPISODES,
                 validation_episodes=VALIDATION_EPISODES,
-                config=self.config,
+                config=self.train,
             )
             load_or_tune(scenario, num_episodes=TUNING_EPISODES, num_settings=TUNING_SETTINGS)
-            prepare(self.out, train)
-            path = train_policy(train, self.out, console)
+            prepare(self.out, training)
+            path = train_policy(training, self.out, console)
         return [load_learned(path, scenario, console)]
 
 

@@ -28,9 +28,9 @@ def plot_study(rows: Sequence[Row], points: Sequence[Point], path: Path) -> None
     """
     figure = Figure(figsize=(8.6, 3.6 + 0.46 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
-    above, below = figure.subfigures(2, 1, squeeze=True, height_ratios=[0.5 + 0.46 * len(rows), 3.1]).tolist()
-    _draw_time(above.add_subplot(), rows)
-    left, right = below.subplots(1, 2)
+    grid = figure.add_gridspec(2, 2, height_ratios=[0.5 + 0.46 * len(rows), 3.1])
+    _draw_time(figure.add_subplot(grid[0, :]), rows)
+    left, right = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
     _draw_speedup(left, [point for point in points if point.growth is Growth.STRONG])
     _draw_weak(right, [point for point in points if point.growth is Growth.WEAK])
     figure.savefig(path, dpi=150, format="png")
@@ -53,7 +53,7 @@ def _draw_time(axes: Axes, rows: Sequence[Row]) -> None:
         if printed is not None:
             _draw_bar(axes, top + (HEIGHT + PRINTED_HEIGHT) / 2 + 0.02, PRINTED_HEIGHT, printed, faint=True)
             axes.annotate(
-                f"chapter: {row.printed.gain:.1f}x, E {row.printed.efficiency:.0%}",  # type: ignore[union-attr]
+                f"chapter: {row.printed.gain:.1f}x, E {row.printed.efficiency:.1%}",  # type: ignore[union-attr]
                 (1.0, top + (HEIGHT + PRINTED_HEIGHT) / 2 + 0.02),
                 xytext=(6, 0),
                 textcoords="offset points",
@@ -86,8 +86,7 @@ def _draw_bar(
 def _draw_speedup(axes: Axes, points: Sequence[Point]) -> None:
     sockets = [point.sockets for point in points]
     axes.plot(sockets, sockets, color=OTHER, linewidth=0.8, linestyle="--")
-    axes.annotate("perfect", (sockets[-1], sockets[-1]), xytext=(-8, 2), textcoords="offset points", ha="right",
-                  fontsize=8, color=OTHER)  # fmt: skip
+    axes.annotate("perfect", (4, 4), xytext=(0, 9), textcoords="offset points", ha="right", fontsize=8, color=OTHER)
     best = [point.best_efficiency * point.sockets for point in points]
     initial = [point.initial_efficiency * point.sockets for point in points]
     _draw_pair(axes, sockets, best, initial)
@@ -100,9 +99,9 @@ def _draw_weak(axes: Axes, points: Sequence[Point]) -> None:
     sockets = [point.sockets for point in points]
     _draw_pair(axes, sockets, [p.best_efficiency for p in points], [p.initial_efficiency for p in points])
     axes.axhline(1.0, color=OTHER, linewidth=0.8, linestyle="--")
-    axes.set_title("Weak scaling: micro-batches as sockets", loc="left", fontsize=11)
+    axes.set_title("Weak scaling: micro-batches per socket", loc="left", fontsize=11)
     axes.set_ylabel("efficiency")
-    axes.set_ylim(0.0, 1.12)
+    axes.set_ylim(0.0, 1.12 * max(1.0, *(p.best_efficiency for p in points)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
 
 

@@ -13,7 +13,7 @@ from experiments.studies.rows import Kind, Row
 from experiments.studies.scaling import Point, Sensitivity
 from experiments.studies.timing import Figures
 
-COLUMNS = ("step ms", "gain", "E", "remote", "link", "mem", "latency", "core time")
+COLUMNS = ("ms", "gain", "E", "remote", "link", "mem", "lat.", "core time")
 STYLES = {Kind.STEP: "bold", Kind.RULE: "", Kind.PLANNER: "", Kind.LEARNED: "bold green"}
 
 
@@ -30,9 +30,10 @@ def print_rows(rows: Sequence[Row], console: Console) -> None:
             table.add_row("  the chapter", *_printed_cells(row), style="dim")
     console.print(table)
     console.print(
-        "gain: throughput over the first row's; E: parallel efficiency against one socket with everything local; "
-        "remote: share of bytes; link: the busiest one's use; mem: use of all controllers; latency: mean over bytes, "
-        "idle, against the first row's; core time: compute/local/remote/synchronisation in %.",
+        "ms: of a training step; gain: throughput over the first row's; E: parallel efficiency against one socket, "
+        "where everything is local; remote: share of bytes; link: use of the busiest one; mem: use of all memory "
+        "controllers; lat.: mean idle latency of the bytes, then against the first row's; core time: compute / local / "
+        "remote / synchronisation, in %.",
         style="dim",
         highlight=False,
         markup=False,
@@ -41,7 +42,7 @@ def print_rows(rows: Sequence[Row], console: Console) -> None:
 
 def _cells(row: Row) -> list[str]:
     figures = row.figures
-    latency = f"{figures.latency_s * 1e9:.1f} ns" if row.latency_change == 0.0 else f"{row.latency_change:+.0%}"
+    latency = f"{figures.latency_s * 1e9:.0f} ns" if row.latency_change == 0.0 else f"{row.latency_change:+.0%}"
     dropped = " OOM" if figures.dropped else ""
     return [
         f"{figures.step_s * 1e3:.0f}{dropped}",
@@ -91,7 +92,7 @@ def print_contradictions(console: Console) -> None:
 
 def print_splits(splits: Mapping[str, Figures], console: Console) -> None:
     """Print how long a step takes in each split."""
-    table = _table("split, hand-tuned", ("step ms", "remote", "link", "core time"))
+    table = _table("split, hand-tuned", ("ms", "remote", "link", "core time"))
     for name, figures in splits.items():
         cells = (f"{figures.step_s * 1e3:.0f}", f"{figures.remote_bytes:.1%}", f"{figures.busiest_link:.0%}")
         table.add_row(name, *cells, _time(figures.shares), style="bold" if name == next(iter(splits)) else "")
@@ -116,7 +117,8 @@ def print_scaling(points: Sequence[Point], console: Console) -> None:
         )
     console.print(table)
     console.print(
-        "strong: the same work, E = T_1 / (N T_N); weak: as many micro-batches for each socket, E = T_1 / T_N.",
+        "strong: the same work, E = T_1 / (N T_N); weak: as many micro-batches for each socket, E = T_1 / T_N: above "
+        "100% where sockets share the update of the weights, which more micro-batches do not make more work.",
         style="dim",
         highlight=False,
     )
