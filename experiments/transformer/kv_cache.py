@@ -25,7 +25,8 @@ from numa_rl.workloads.kv_decode import KVDecode
 
 WINDOW_TASKS = 10  # mean service times of a task over which traffic is remembered
 QUANTISED = (BYTE, NIBBLE)
-MOST_SAMPLE_TOKENS = 4096  # of the arrays on which errors are measured
+# Of the arrays on which errors are measured.
+MOST_SAMPLE_HEADS, MOST_SAMPLE_CHANNELS, MOST_SAMPLE_ELEMENTS = 8, 1024, 2**22
 LAYOUTS = {
     "layers-in-turn": "layers in turn",
     "layer-blocks": "layers in blocks",
@@ -200,14 +201,7 @@ def study_cache(options: KvCache, topology: Topology, on_way: Callable[[str], No
     baseline = _baseline(options, topology, nodes)
     storages = {"half": Storage(), "bits": Storage(options.bits, options.key_scales)}
     storages["sparse"] = replace(storages["bits"], kept_share=options.kept_share, selection=options.selection)
-    shape = SampleShape(
-        tokens=min(options.context, MOST_SAMPLE_TOKENS),
-        heads=baseline.heads,
-        kv_heads=baseline.kv_heads,
-        head_dim=baseline.model.key_dim,
-        outlier_channels=min(SampleShape.outlier_channels, baseline.model.key_dim // 4),
-    )
-    sample = shape.draw(np.random.default_rng(options.seed))
+    sample = _sample_shape(baseline).draw(np.random.default_rng(options.seed))
     errors = {storage: measure(sample, storage) for storage in storages.values()}
     ways, impossible = _ways(options, baseline, storages, errors)
     first = baseline.generate(np.random.default_rng(options.seed), options.episodes)
@@ -236,6 +230,20 @@ def study_cache(options: KvCache, topology: Topology, on_way: Callable[[str], No
     sequences = baseline.groups * baseline.group_sequences
     cache = KVCache(baseline.layers, baseline.kv_heads, baseline.model.key_dim, options.context, sequences)
     return Study(topology, options.rule, cache, tuple(rows), impossible)
+
+
+def _sample_shape(family: KVDecode) -> SampleShape:
+    """Arrays to measure errors on: some of the heads and channels, which are alike, and not too many tokens."""
+    kv_heads = min(family.kv_heads, MOST_SAMPLE_HEADS)
+    head_dim = min(family.model.key_dim, MOST_SAMPLE_CHANNELS)
+    tokens = min(int(family.median_context_tokens), max(MOST_SAMPLE_ELEMENTS // (kv_heads * head_dim), 1))
+    return SampleShape(
+        tokens=tokens,
+        heads=kv_heads * (family.heads // family.kv_heads),
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        outlier_channels=min(SampleShape.outlier_channels, head_dim // 4),
+    )
 
 
 def _baseline(options: KvCache, topology: Topology, nodes: IntArray) -> KVDecode:

@@ -17,9 +17,9 @@ layer will attend to into a buffer, from when the group enters this layer. Weigh
 each part's attention and the feed-forward part, read by all groups. Loaders make weights and caches at time 0, and
 decoding begins when the program could have loaded all.
 
-What is left out: embeddings, norms, sampling and prefill, which is done elsewhere [4]; weights read by several groups
-at once. What a scheduler decides is everything: the layout and where work runs are the program's own, see
-`KVDecode.own_placement`, and tell a scheduler nothing.
+A matrix takes 2 flop for each parameter and token [3]. Left out are embeddings, norms, sampling and prefill, which is
+done elsewhere [4]; and no two groups share a pass over weights. The layout [1] and where work runs are the program's
+own, see `KVDecode.placement`: a scheduler is told nothing of them, and decides everything.
 
 References:
     [1] The chapter, section 16.3.3.
