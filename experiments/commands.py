@@ -19,6 +19,8 @@ from experiments.machine import MachineList, MachineShow
 from experiments.partition import Partition
 from experiments.plan import MemoryPlan
 from experiments.roofline import Roofline
+from experiments.studies.case_200t import Case200T
+from experiments.studies.listing import StudyList
 from experiments.suite.command import Suite
 from experiments.train import Train
 from experiments.transformer.attention import Attention
@@ -34,6 +36,7 @@ Transformer = (
     | Annotated[KvCache, tyro.conf.subcommand("kv-cache")]
     | Annotated[Pipeline, tyro.conf.subcommand("pipeline")]
 )
+Study = Annotated[Case200T, tyro.conf.subcommand("case-200t")] | Annotated[StudyList, tyro.conf.subcommand("list")]
 TRANSFORMER = "How a transformer's layers, its cache and its pipeline are best spread over the sockets of a machine."
 
 # What tyro draws around an error, and the name of its own that it puts before ours.
@@ -62,6 +65,9 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
                 | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
                 | Annotated[Transformer, tyro.conf.subcommand("transformer", description=TRANSFORMER)]
                 | Annotated[MemoryPlan, tyro.conf.subcommand("plan")]
+                | Annotated[
+                    Study, tyro.conf.subcommand("study", description="Play a case of the chapter's step by step.")
+                ]
                 | Annotated[Exercises, tyro.conf.subcommand("exercises")]
                 | Annotated[Bench, tyro.conf.subcommand("bench")],
                 prog="numa-rl",

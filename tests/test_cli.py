@@ -512,6 +512,9 @@ COMMANDS = (
     "partition",
     "roofline",
     "diagnose",
+    "transformer",
+    "plan",
+    "study",
     "exercises",
     "bench",
 )

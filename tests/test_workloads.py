@@ -42,7 +42,10 @@ SMALL = {
     "synthetic": SMALL_STREAM,
     "llm-serving": SMALL_SERVING,
     "all-reduce": SMALL_ALL_REDUCE,
-    "planted": make_family("planted"),
+    **{
+        name: make_family(name)
+        for name in ("planted", "attention", "ffn", "kv-decode", "pipeline", "transformer-training")
+    },
     **{name: make_family(name, num_tasks=96) for name in ("prefix-cache", "hpc-batch", "workflow", "query", "threads")},
 }
 FAMILIES = pytest.mark.parametrize("family", [SMALL[name] for name in family_names()], ids=family_names())
@@ -212,13 +215,18 @@ def test_a_larger_pool_extends_a_smaller_one(family):
 @FAMILIES
 def test_no_two_episodes_of_a_pool_are_alike(family):
     workload = family.generate(np.random.default_rng(7), 64)
-    assert len({row.tobytes() for row in workload.bytes}) == 64
+    assert len(contents(workload)) == 64
 
 
 @FAMILIES
 def test_another_seed_gives_other_episodes(family):
     one, two = (family.generate(np.random.default_rng(seed), 32) for seed in (0, 1))
-    assert not {row.tobytes() for row in one.bytes} & {row.tobytes() for row in two.bytes}
+    assert not contents(one) & contents(two)
+
+
+def contents(workload):
+    """What the episodes ask for, as bytes."""
+    return {demand.tobytes() for demand in np.concatenate([workload.bytes, workload.flops], axis=1)}
 
 
 # The synthetic stream

@@ -1,0 +1,23 @@
+"""Which studies there are."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from experiments.studies.case_200t import Case200T
+
+STUDIES = {"case-200t": Case200T}
+
+
+@dataclass(frozen=True)
+class StudyList:
+    """Say which studies there are."""
+
+    def run(self) -> None:
+        """Print each with the first line of what it says of itself."""
+        console = Console(highlight=False)
+        for name, study in STUDIES.items():
+            console.print(f"[bold]{name}[/bold]  {inspect.getdoc(study).splitlines()[0]}")  # type: ignore[union-attr]
