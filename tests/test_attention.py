@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numa_rl.transformer.attention import AttentionShape, AttentionSplit, divisors, kv_head_range
+from numa_rl.transformer.attention import AttentionShape, AttentionSplit, Weights, divisors, kv_head_range
 from numa_rl.transformer.attention_count import SplitCount
 from numa_rl.transformer.blocked_attention import split_attention
 from numa_rl.transformer.model import Transformer
@@ -21,6 +22,7 @@ from numa_rl.transformer.sequence_order import (
     needed_tokens,
     sequence_parts,
 )
+from numa_rl.transformer.split_layer import LayerWeights, plain_layer, split_layer
 
 CONTIGUOUS, ZIGZAG, STRIPED = TokenOrder
 orders = st.sampled_from(TokenOrder)
@@ -48,6 +50,15 @@ def tensors(shape: AttentionShape, seed: int = 0, dtype: type = np.float32) -> t
     rng = np.random.default_rng(seed)
     sizes = [(shape.batch, heads, shape.tokens, shape.layer.key_dim) for heads in (shape.heads, shape.kv_heads)]
     return tuple(rng.standard_normal(size).astype(dtype) for size in (sizes[0], sizes[1], sizes[1]))
+
+
+def layers(shape: AttentionShape, seed: int = 0) -> tuple[np.ndarray, LayerWeights]:
+    """X and weights in single precision."""
+    rng = np.random.default_rng(seed)
+    d, keys = shape.width, shape.kv_heads * shape.layer.key_dim
+    matrices = [rng.standard_normal((d, columns)) / np.sqrt(d) for columns in (d, keys, keys, d)]
+    x = rng.standard_normal((shape.batch, shape.tokens, d))
+    return x.astype(np.float32), LayerWeights(*(matrix.astype(np.float32) for matrix in matrices))
 
 
 def tokens_of(part: tuple[range, ...]) -> list[int]:
@@ -162,6 +173,41 @@ def test_split_attention_is_plain_attention_and_takes_what_the_closed_forms_say(
     np.testing.assert_array_equal(done.received_bytes, count.received_bytes)
     np.testing.assert_array_equal(done.peak_bytes, count.working_bytes)
     np.testing.assert_array_equal(done.pairs, np.repeat(count.step_pairs.sum(axis=1), split.head_parts))
+
+
+@settings(deadline=None)
+@given(problems(), st.sampled_from(Weights), st.integers(0, 2**32 - 1))
+def test_a_split_layer_is_the_plain_layer_and_takes_what_the_closed_forms_say(problem, weights, seed):
+    shape, split = problem[0], replace(problem[1], weights=weights)
+    x, matrices = layers(shape, seed)
+    done = split_layer(x, matrices, shape, split, block_tokens=7)
+    np.testing.assert_allclose(done.output, plain_layer(x, matrices, shape), rtol=0, atol=1e-5)
+    count = SplitCount(shape, split)
+    p, s = split.num_nodes, split.sequence_parts
+    sends = np.zeros((s + 1, p, p), np.int64)
+    np.add.at(sends, (count.sends.step, count.sends.receiver, count.sends.sender), count.sends.num_bytes)
+    np.testing.assert_array_equal(done.exchange_bytes, sends[0])
+    np.testing.assert_array_equal(done.step_bytes, sends[1:s])
+    np.testing.assert_array_equal(done.return_bytes, sends[s])
+    np.testing.assert_array_equal(done.peak_bytes, count.peak_bytes_with_weights)
+
+
+@given(problems(), st.integers(1, 4))
+def test_weights_by_head_move_h_over_two_times_as_much_and_split_the_weights(problem, factor):
+    shape, split = problem
+    h = split.head_parts
+    shape = AttentionShape(2 * split.num_nodes * factor, shape.width, shape.heads, batch=shape.batch)
+    whole, by_head = (SplitCount(shape, replace(split, weights=weights)) for weights in Weights)
+    in_row_whole, in_row = (
+        count.sends.num_bytes[(count.sends.step == 0) | (count.sends.step == split.sequence_parts)].sum()
+        for count in (whole, by_head)
+    )
+    assert in_row == 2 * (h - 1) * shape.activation_bytes
+    assert 2 * in_row == h * in_row_whole
+    assert by_head.total_bytes - in_row == whole.total_bytes - in_row_whole
+    np.testing.assert_array_equal(by_head.weight_bytes, np.full(split.num_nodes, shape.weight_bytes // h))
+    additions = (h - 1) * shape.batch * shape.tokens * shape.width
+    assert by_head.projection_flops.sum() == whole.projection_flops.sum() + additions
 
 
 @given(problems(), st.integers(1, 4))
@@ -324,3 +370,17 @@ def test_arrays_that_are_no_queries_keys_and_values_are_refused():
         split_attention(q, k, v, AttentionSplit(1, 1), causal=False, block_tokens=0)
     with pytest.raises(ValueError, match=r"head_parts must divide heads \(4\)"):
         split_attention(q, k, v, AttentionSplit(3, 1), causal=False)
+
+
+def test_a_layer_of_other_sizes_is_refused():
+    shape = AttentionShape(6, 8, 4, kv_heads=2, bytes_per_element=4)
+    x, matrices = layers(shape)
+    split = AttentionSplit(2, 1)
+    for array, weights, message in (
+        (x[:, :5], matrices, r"x must have shape \(1, 6, 8\), and like x elements of 4 bytes, got \(1, 5, 8\)"),
+        (x, replace(matrices, k=matrices.q), r"k must have shape \(8, 4\), .* got \(8, 8\) of float32"),
+        (x, replace(matrices, o=matrices.o.astype(np.float16)), r"o must have shape .* of float16"),
+        (x.astype(np.float64), matrices, r"x must have shape .* of float64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            split_layer(array, weights, shape, split)

@@ -16,7 +16,7 @@ from strategies import toy_machine
 from experiments.transformer.attention import MAP_TOKENS, Attention
 from numa_rl.machines.builders import eight_socket_cube, four_socket, two_socket
 from numa_rl.machines.catalog import load_machine, machine_names
-from numa_rl.transformer.attention import AttentionShape, AttentionSplit
+from numa_rl.transformer.attention import AttentionShape, AttentionSplit, Weights
 from numa_rl.transformer.attention_choice import best_split, feasible_splits, hiding_tokens, split_cost
 from numa_rl.transformer.attention_count import SplitCount
 from numa_rl.transformer.sequence_order import TokenOrder
@@ -194,7 +194,7 @@ def test_as_many_nodes_as_a_refusal_names_have_the_room(causal):
 @pytest.mark.parametrize(
     ("room", "message"),
     [
-        (20_000.0, "its weights alone take 3.277e-05 GB, and every node has them"),
+        (20_000.0, "all weights alone take 3.277e-05 GB, so only weights split by heads might do."),
         (33_000.0, "not even a node for each token would do, but a smaller batch would"),
     ],
 )
@@ -222,6 +222,18 @@ def test_bad_figures_are_refused(changes, message):
 def test_more_nodes_than_tokens_are_refused():
     with pytest.raises(ValueError, match="tokens must be >= 8, one for each node, got 3; at most 3 nodes would fit"):
         best_split(replace(SHAPE, tokens=3), CUBE)
+
+
+def test_weights_by_head_fit_where_all_of_them_do_not():
+    shape = AttentionShape(8, 64, 8)
+    machine = replace(two_socket(), memory_bytes=np.full(2, float(shape.weight_bytes)))
+    with pytest.raises(ValueError, match="so only weights split by heads might do"):
+        best_split(shape, machine)
+    choice = best_split(shape, machine, weights=Weights.BY_HEAD)
+    assert [(cost.split.kind, cost.fits) for cost in choice.costs] == [("head", True), ("sequence", False)]
+    tiny = replace(machine, memory_bytes=np.full(2, 1000.0))
+    with pytest.raises(ValueError, match="so only more nodes might do"):
+        best_split(shape, tiny, weights=Weights.BY_HEAD)
 
 
 # On the console
@@ -262,6 +274,15 @@ def test_the_map_shows_all_three_kinds(printed):
     assert (by_key[16, 8], by_key[64, 8], by_key[256, 8]) == ("head", "hybrid", "sequence")
     assert content["best"] == content["splits"][0]
     assert content["best"]["bytes_between_nodes"] == 8192 * 128 * 2 * 7 * 64
+
+
+def test_weights_may_be_split(printed):
+    text = "\n".join(printed(split_weights=True, json=Path("out.json"), map=True))
+    assert "weights by head" in text.replace("\n", " ")
+    head = next(split for split in json.loads(Path("out.json").read_text())["splits"] if split["split"] == "head")
+    assert head["weights"] == "by head"
+    assert head["bytes_between_nodes"] == 2 * 7 * 8192 * 4096 * 2
+    assert head["peak_bytes_with_weights"] - head["peak_bytes"] == 4 * 4096 * 4096 * 2 // 8
 
 
 def test_on_one_node_nothing_is_read(printed):

@@ -17,7 +17,7 @@ from experiments.files import require_outputs, write_json
 from numa_rl.ceilings import node_ceilings
 from numa_rl.machines.catalog import load_machine
 from numa_rl.topology import IntArray, Topology
-from numa_rl.transformer.attention import AttentionShape
+from numa_rl.transformer.attention import AttentionShape, Weights
 from numa_rl.transformer.attention_choice import SplitChoice, SplitCost, best_split, hiding_tokens
 from numa_rl.wording import counted
 
@@ -39,6 +39,8 @@ class Attention:
         bytes_per_element: of weights and activations.
         causal: whether a token attends to itself and those before it only.
         nodes: how many of its nodes take part; left out, all that have cores.
+        split_weights: let each node have the weights of its heads only; it then gathers its row's input, and partial
+            outputs are summed.
         in_turn: read and compute in turn, without a second buffer in which the next keys and values arrive.
         map: print which split wins for other numbers of tokens and nodes too.
         json: a file for all figures, in SI units.
@@ -53,6 +55,7 @@ class Attention:
     bytes_per_element: int = 2
     causal: bool = False
     nodes: int | None = None
+    split_weights: bool = False
     in_turn: bool = False
     map: bool = False
     json: Path | None = None
@@ -70,7 +73,10 @@ class Attention:
             self.tokens, self.width, self.heads, self.kv_heads, self.batch, self.bytes_per_element, self.causal
         )
         placements: dict[tuple[int, int], IntArray] = {}
-        choice = best_split(shape, topology, self.nodes, overlaps=not self.in_turn, placements=placements)
+        weights = Weights.BY_HEAD if self.split_weights else Weights.WHOLE
+        choice = best_split(
+            shape, topology, self.nodes, weights=weights, overlaps=not self.in_turn, placements=placements
+        )
         winners = _winners(shape, topology, choice, placements) if self.map else None
         if self.json is not None:
             write_json(self.json, _content(topology, choice, winners))
@@ -95,7 +101,8 @@ def _winners(
             return None
         try:
             other = replace(shape, tokens=tokens)
-            return best_split(other, topology, nodes, overlaps=choice.best.overlaps, placements=placements).best
+            weights, overlaps = choice.best.split.weights, choice.best.overlaps
+            return best_split(other, topology, nodes, weights=weights, overlaps=overlaps, placements=placements).best
         except ValueError:  # too large for the nodes' memory
             return None
 
@@ -136,7 +143,7 @@ def print_choice(choice: SplitChoice, topology: Topology, console: Console) -> N
         f"  {counted(best.split.num_nodes, 'node')}: {counted(shape.batch, 'sequence')} of "
         f"{counted(shape.tokens, 'token')}, width {shape.width}, {counted(shape.heads, 'head')}, "
         f"{shape.kv_heads} of keys and values, {counted(shape.bytes_per_element, 'byte')} per element, "
-        f"{'causal' if shape.causal else 'all attend to all'}",
+        f"{'causal' if shape.causal else 'all attend to all'}, weights {best.split.weights.value}",
         style="not bold",
     )
     console.print(title)
@@ -147,8 +154,8 @@ def print_choice(choice: SplitChoice, topology: Topology, console: Console) -> N
         console.print(_hiding(choice, topology))
     console.print(
         "Input and output lie on the nodes by tokens. Moved: between nodes in all; peak: the most activations that a "
-        "node holds, and with the layer's weights; most / mean: attention's arithmetic of nodes; reads: between nodes, "
-        "if nothing else were done; waits: for those; +: how much slower than the fastest.",
+        "node holds, and with the weights that it has; most / mean: attention's arithmetic of nodes; reads: between "
+        "nodes, if nothing else were done; waits: for those; +: how much slower than the fastest.",
         style="dim",
     )
 

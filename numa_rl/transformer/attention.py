@@ -5,14 +5,17 @@ sequence part j. The sequence split is 1 x p, the head split p x 1, all between 
 
 **Where everything starts and ends.** The layer's input X is spread by tokens: of sequence part j, each of the h nodes
 of its row is the home of a share. The output must end in the same way, since the feed-forward part and the next layer
-work token by token. Every node has all weights, projects its own tokens to Q, K and V, and multiplies what comes back
-by W_O; so a split costs what lies between:
+work token by token. Where every node has all weights, it projects its own tokens to Q, K and V, and multiplies what
+comes back by W_O; so a split costs what lies between:
 
     1. exchange: from the h - 1 others of its row, a node reads Q, K and V of its own heads for the tokens they are the
        home of [2];
     2. s - 1 ring steps: from the node above in its column, a node reads the keys and values which that one has just
        worked on [3], as far as some query of its own attends to them;
     3. return: a node reads the outputs of the other heads for the tokens that it is the home of.
+
+Where each node has the weights of its heads only [5], it reads X of its row in the exchange, all of d for each token;
+and in the return the others' shares of its home tokens' sum over heads, as wide again.
 
 Heads of keys and values that several heads share go to every node that has one of those.
 
@@ -26,11 +29,14 @@ References:
     [3] H. Liu, M. Zaharia, P. Abbeel, "Ring attention with blockwise transformers for near-infinite context", 2023.
     [4] J. Fang, S. Zhao, "USP: a unified sequence parallelism approach for long context generative AI", 2024: the two
         as one grid.
+    [5] M. Shoeybi et al., "Megatron-LM: training multi-billion parameter language models using model parallelism",
+        2019: W_Q, W_K and W_V by columns, W_O by rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 
 from numa_rl.transformer.kv_cache import kv_bytes_per_token
@@ -98,12 +104,17 @@ class AttentionShape:
     @property
     def activation_bytes(self) -> int:
         """Of the input, or of the output, of all tokens."""
-        return self.batch * self.tokens * self.width * self.bytes_per_element
+        return self.tokens * self.token_bytes
 
     @property
     def weight_bytes(self) -> int:
         """Of W_Q, W_K, W_V and W_O."""
         return self.layer.attention_parameters * self.bytes_per_element
+
+    @property
+    def token_bytes(self) -> int:
+        """Of the input, or of the output, of one token of every sequence."""
+        return self.batch * self.width * self.bytes_per_element
 
     @property
     def head_bytes(self) -> int:
@@ -121,6 +132,18 @@ class AttentionShape:
         return self.batch * self.heads * self.tokens**2 * self.bytes_per_element
 
 
+class Weights(Enum):
+    """Which of the layer's matrices a node has.
+
+    Attributes:
+        WHOLE: all; heads are exchanged [2].
+        BY_HEAD: those of its heads; X is gathered, and partial outputs are summed [5].
+    """
+
+    WHOLE = "whole"
+    BY_HEAD = "by head"
+
+
 @dataclass(frozen=True)
 class AttentionSplit:
     """A grid of head parts by sequence parts.
@@ -129,6 +152,7 @@ class AttentionSplit:
         head_parts: h.
         sequence_parts: s.
         order: which tokens are a sequence part.
+        weights: what of the weights a node has; with one head part, all in any case.
 
     Raises:
         ValueError: a number of parts is not a whole number >= 1.
@@ -137,6 +161,7 @@ class AttentionSplit:
     head_parts: int
     sequence_parts: int
     order: TokenOrder = TokenOrder.CONTIGUOUS
+    weights: Weights = Weights.WHOLE
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -146,6 +171,11 @@ class AttentionSplit:
     def num_nodes(self) -> int:
         """Nodes that it takes, p = h s."""
         return self.head_parts * self.sequence_parts
+
+    @property
+    def gathers(self) -> bool:
+        """Whether X is gathered and partial outputs are summed, rather than heads exchanged."""
+        return self.weights is Weights.BY_HEAD and self.head_parts > 1
 
     @property
     def kind(self) -> str:

@@ -9,9 +9,10 @@ buffers, ring steps overlap [2]: while all work on step r, the keys and values o
 In turn, work and reads add up. What computing and reading draw from one memory controller at the same time is not added
 up, and there is work enough for all cores: heads x tiles of queries.
 
-**Which wins.** The exchange and return of the head split cannot hide, but move less than the ring of the sequence split
-as long as H / G < p - 1: (p - 1) / p (2 H + 2 G) heads of each token, against (p - 1) 2 G where nothing is masked. The
-ring hides behind arithmetic as soon as a part is long enough: where a node does F flop/s and reads b bytes/s, from
+**Which wins.** With all weights on each node, exchange and return of the head split cannot hide, but move less than the
+ring of the sequence split as long as H / G < p - 1: (p - 1) / p (2 H + 2 G) heads of each token, against (p - 1) 2 G
+where nothing is masked. The ring hides behind arithmetic as soon as a part is long enough: where a node does F flop/s
+and reads b bytes/s, from
 
     L / p >= (G / H) e F / (2 b)
 
@@ -39,7 +40,7 @@ from numa_rl.communication.steps import shared_step_s
 from numa_rl.grid import place_grid
 from numa_rl.idle import service_s
 from numa_rl.topology import FloatArray, IntArray, Topology
-from numa_rl.transformer.attention import AttentionShape, AttentionSplit, divisors
+from numa_rl.transformer.attention import AttentionShape, AttentionSplit, Weights, divisors
 from numa_rl.transformer.attention_count import SplitCount
 from numa_rl.transformer.blocked_attention import DEFAULT_BLOCK_TOKENS
 from numa_rl.transformer.sequence_order import TokenOrder, least_tokens
@@ -56,7 +57,7 @@ class SplitCost:
         total_bytes: what crosses between nodes in all.
         received_bytes: the most that a node reads from others.
         peak_bytes: the most activations that a node holds at a time.
-        weight_bytes: of the layer's matrices, on every node besides.
+        peak_bytes_with_weights: the same with the matrices that the node has.
         fits: whether every node has the memory for both.
         imbalance: attention's arithmetic on the busiest node over the mean.
         projection_s: the four projections, on the slowest node.
@@ -70,18 +71,13 @@ class SplitCost:
     total_bytes: int
     received_bytes: int
     peak_bytes: int
-    weight_bytes: int
+    peak_bytes_with_weights: int
     fits: bool
     imbalance: float
     projection_s: float
     work_s: FloatArray
     read_s: FloatArray
     overlaps: bool
-
-    @property
-    def peak_bytes_with_weights(self) -> int:
-        """Activations and weights, the most that a node holds at a time."""
-        return self.peak_bytes + self.weight_bytes
 
     @property
     def compute_s(self) -> float:
@@ -113,11 +109,12 @@ class SplitCost:
             "head_parts": self.split.head_parts,
             "sequence_parts": self.split.sequence_parts,
             "order": self.split.order.value,
+            "weights": self.split.weights.value,
             "nodes": self.nodes.tolist(),
             "bytes_between_nodes": self.total_bytes,
             "most_received_bytes": self.received_bytes,
             "peak_bytes": self.peak_bytes,
-            "weight_bytes": self.weight_bytes,
+            "peak_bytes_with_weights": self.peak_bytes_with_weights,
             "fits": self.fits,
             "imbalance": self.imbalance,
             "projection_s": self.projection_s,
@@ -153,7 +150,9 @@ class SplitChoice:
         return next((cost for cost in self.costs if cost.split.kind == kind and cost.fits), None)
 
 
-def feasible_splits(shape: AttentionShape, num_nodes: int) -> Iterator[AttentionSplit]:
+def feasible_splits(
+    shape: AttentionShape, num_nodes: int, weights: Weights = Weights.WHOLE
+) -> Iterator[AttentionSplit]:
     """Every grid of that many nodes that gives each as many heads, in each order of tokens that makes a difference.
 
     Without a causal mask, or with one sequence part, all orders are the same.
@@ -164,7 +163,7 @@ def feasible_splits(shape: AttentionShape, num_nodes: int) -> Iterator[Attention
             orders = TokenOrder if shape.causal and sequence_parts > 1 else (TokenOrder.CONTIGUOUS,)
             for order in orders:
                 if shape.tokens >= least_tokens(sequence_parts, order):
-                    yield AttentionSplit(head_parts, sequence_parts, order)
+                    yield AttentionSplit(head_parts, sequence_parts, order, weights)
 
 
 def split_cost(
@@ -212,7 +211,7 @@ def split_cost(
         total_bytes=count.total_bytes,
         received_bytes=int(count.received_bytes.max()),
         peak_bytes=int(peak.max()),
-        weight_bytes=shape.weight_bytes,
+        peak_bytes_with_weights=int(count.peak_bytes_with_weights.max()),
         fits=bool((count.peak_bytes_with_weights <= topology.memory_bytes[nodes]).all()),
         imbalance=count.imbalance,
         projection_s=projection_s,
@@ -238,6 +237,7 @@ def best_split(
     topology: Topology,
     num_nodes: int | None = None,
     *,
+    weights: Weights = Weights.WHOLE,
     overlaps: bool = True,
     tile_tokens: int = DEFAULT_BLOCK_TOKENS,
     placements: dict[tuple[int, int], IntArray] | None = None,
@@ -248,6 +248,7 @@ def best_split(
         shape: what is attended to.
         topology: the machine.
         num_nodes: how many of its nodes with cores take part; all when None.
+        weights: what of the weights a node has.
         overlaps: whether ring steps are read while nodes work on the one before.
         tile_tokens: queries of a tile of scores, see `split_cost`.
         placements: the nodes of each grid, by its head and sequence parts; those not there are found and added, to be
@@ -270,13 +271,13 @@ def best_split(
         raise ValueError(f"tile_tokens must be >= 1, got {tile_tokens}.")
     placements = {} if placements is None else placements
     costs = []
-    for split in feasible_splits(shape, p):
+    for split in feasible_splits(shape, p, weights):
         grid = (split.head_parts, split.sequence_parts)
         if grid not in placements:
             placements[grid] = place_grid(topology, split.sequence_parts, split.head_parts)
         costs.append(split_cost(shape, split, topology, placements[grid], overlaps=overlaps, tile_tokens=tile_tokens))
     if not any(cost.fits for cost in costs):
-        raise ValueError(_too_large(shape, topology, min(costs, key=lambda cost: cost.peak_bytes)))
+        raise ValueError(_too_large(shape, topology, min(costs, key=lambda cost: cost.peak_bytes_with_weights)))
     return SplitChoice(shape, tuple(sorted(costs, key=lambda cost: (not cost.fits, cost.total_s, cost.total_bytes))))
 
 
@@ -288,7 +289,8 @@ def _too_large(shape: AttentionShape, topology: Topology, least: SplitCost) -> s
         f"{least.peak_bytes_with_weights / 1e9:.4g} GB on a node that has {room / 1e9:.4g} GB"
     )
     if shape.weight_bytes >= room:
-        return f"{found}; its weights alone take {shape.weight_bytes / 1e9:.4g} GB, and every node has them."
+        advice = "more nodes" if least.split.gathers else "weights split by heads"
+        return f"{found}; all weights alone take {shape.weight_bytes / 1e9:.4g} GB, so only {advice} might do."
     # The sequence split goes with any number of nodes, and what it holds is in proportion to the tokens of a part.
     token_bytes = int(SplitCount(replace(shape, tokens=3, causal=False), AttentionSplit(1, 3)).peak_bytes.max())
     most_tokens = int((room - shape.weight_bytes) // token_bytes)

@@ -103,14 +103,18 @@ class SplitCount:
         """All that crosses between nodes."""
         h, s, shape = self.split.head_parts, self.split.sequence_parts, self.shape
         sends: list[tuple[int, int, int, int]] = []
+        gathers = self.split.gathers
         queries = self._heads * shape.head_bytes  # of a token, as are keys and values
         for node in range(self.split.num_nodes):
             row, column = divmod(node, h)
             homes, keys_and_values = self.home_tokens[row], self.kv_head_counts[column] * shape.kv_head_bytes
             for other in (other for other in range(h) if other != column):
                 there = row * h + other
-                sends.append((0, node, there, homes[other] * (queries + keys_and_values)))
-                sends.append((s, node, there, homes[column] * queries))
+                given, made = queries + keys_and_values, queries
+                if gathers:
+                    given = made = shape.token_bytes
+                sends.append((0, node, there, homes[other] * given))
+                sends.append((s, node, there, homes[column] * made))
             above = (row - 1) % s * h + column
             for step in range(1, s):
                 sends.append((step, node, above, self.step_tokens[row, step] * keys_and_values))
@@ -136,18 +140,43 @@ class SplitCount:
         return np.repeat(self.step_pairs * float(per_pair), self.split.head_parts, axis=0)
 
     @cached_property
+    def weight_bytes(self) -> IntArray:
+        """The layer's matrices on each node, shape (p,): all, or what its heads need."""
+        return self._column_parameters * self.shape.bytes_per_element
+
+    @property
+    def _column_parameters(self) -> IntArray:
+        """Weights that each node projects with, shape (p,)."""
+        shape, split = self.shape, self.split
+        if not split.gathers:
+            return np.full(split.num_nodes, shape.layer.attention_parameters)
+        of_heads = 2 * shape.width * shape.layer.key_dim * (self._heads + self.kv_head_counts)
+        return np.tile(of_heads, split.sequence_parts)
+
+    @property
+    def _projected_tokens(self) -> IntArray:
+        """Tokens that each node projects, shape (p,)."""
+        h = self.split.head_parts
+        return np.repeat(self.part_tokens, h) if self.split.gathers else self.home_tokens.ravel()
+
+    @cached_property
     def projection_flops(self) -> FloatArray:
-        """Arithmetic of the four projections of each node's own tokens, shape (p,): the same under every split."""
-        per_token = 2.0 * self.shape.batch * self.shape.layer.attention_parameters
-        return np.asarray(self.home_tokens.ravel() * per_token, np.float64)
+        """Arithmetic of the four projections, and of adding up partial outputs, shape (p,)."""
+        products = 2.0 * self.shape.batch * self._projected_tokens * self._column_parameters
+        added = self.split.head_parts - 1 if self.split.gathers else 0
+        return np.asarray(products + self.home_tokens.ravel() * float(added * self.shape.batch * self.shape.width))
 
     @cached_property
     def projection_memory_bytes(self) -> FloatArray:
         """What the projections move in each node's own memory, shape (p,): weights, X, Q, K, V, their result, and Y."""
         shape = self.shape
-        x_and_y = 2 * shape.batch * shape.width * shape.bytes_per_element
-        of_heads = 2 * shape.heads * shape.head_bytes + shape.layer.num_kv_heads * shape.kv_head_bytes
-        return np.asarray(self.home_tokens.ravel() * float(x_and_y + of_heads) + shape.weight_bytes)
+        heads, kv_heads = (
+            (self._heads, np.tile(self.kv_head_counts, self.split.sequence_parts))
+            if self.split.gathers
+            else (shape.heads, shape.layer.num_kv_heads)
+        )
+        token = 2 * shape.token_bytes + 2 * heads * shape.head_bytes + kv_heads * shape.kv_head_bytes
+        return np.asarray(self._projected_tokens * token + self.weight_bytes, np.float64)
 
     def step_memory_bytes(self, tile_tokens: int) -> FloatArray:
         """What each step of the ring moves in each node's own memory, shape (p, s).
@@ -178,12 +207,15 @@ class SplitCount:
 
     @cached_property
     def working_bytes(self) -> IntArray:
-        """The most that each node holds at a time of Q, K, V, sums and output, shape (p,).
+        """The most that each node holds at a time besides its share of X and the weights, shape (p,).
 
         Its own Q, K and V of all heads, and those of its heads as they arrive; then, while it attends, those of its
         heads, the sums in single precision, and the keys and values of the ring step at hand and of the next one (or
         the outputs, when there are no more steps); then the outputs of its heads, and those of its tokens. Tiles of
         scores stay in the caches and do not count.
+
+        With weights by head: what it lacks of its part's X, and its heads' Q, K and V; the same while it attends; its
+        outputs, and their share of Y for all of the part; that, the sum for its home tokens, and what is added to it.
         """
         h, shape = self.split.head_parts, self.shape
         part, home = self.part_tokens[:, None], self.home_tokens
@@ -192,21 +224,22 @@ class SplitCount:
         arriving = np.pad(self.step_tokens[:, 1:], ((0, 0), (1, 0)))
         two_steps = (arriving[:, 1:] + arriving[:, :-1]).max(axis=1, initial=0)[:, None] * keys_and_values
         of_heads = outputs + part * keys_and_values
-        attending = of_heads + self.sum_bytes.reshape(home.shape) + np.maximum(two_steps, outputs)
-        if h == 1:  # whoever projects also attends
-            return np.asarray(attending.ravel())
-        token_bytes = shape.heads * shape.head_bytes
-        arriving_heads = of_heads + home * (token_bytes + shape.layer.num_kv_heads * shape.kv_head_bytes)
-        leaving = outputs + home * token_bytes
-        return np.asarray(np.maximum(np.maximum(arriving_heads, attending), leaving).ravel())
+        phases = [of_heads + self.sum_bytes.reshape(home.shape) + np.maximum(two_steps, outputs)]
+        all_heads = shape.heads * shape.head_bytes  # of a token
+        if self.split.gathers:
+            whole, own = part * shape.token_bytes, home * shape.token_bytes
+            phases += [of_heads + whole - own, outputs + whole, whole + 2 * own]
+        elif h > 1:  # or else whoever projects also attends
+            phases += [of_heads + home * (all_heads + shape.layer.num_kv_heads * shape.kv_head_bytes)]
+            phases += [outputs + home * all_heads]
+        return np.asarray(np.max(phases, axis=0).ravel())
 
     @cached_property
     def peak_bytes(self) -> IntArray:
         """The most activations that each node holds at a time, shape (p,): its share of X stays, for the residual."""
-        x = self.home_tokens.ravel() * (self.shape.batch * self.shape.width * self.shape.bytes_per_element)
-        return x + self.working_bytes
+        return self.home_tokens.ravel() * self.shape.token_bytes + self.working_bytes
 
     @property
     def peak_bytes_with_weights(self) -> IntArray:
-        """The same with the layer's four matrices, which every node has, shape (p,)."""
-        return self.peak_bytes + self.shape.weight_bytes
+        """The same with the matrices that the node has, shape (p,)."""
+        return self.peak_bytes + self.weight_bytes

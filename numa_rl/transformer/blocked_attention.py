@@ -54,10 +54,11 @@ class DistributedAttention:
         return np.asarray(read.sum(axis=1))
 
 
-class _Node:
+class Node:
     """One node: its place on the grid, its tokens and heads, and the arrays that it holds now."""
 
     def __init__(self, index: int, shape: AttentionShape, split: AttentionSplit, tokens: IntArray) -> None:
+        """Hold nothing yet."""
         self.index = index
         self.row, column = divmod(index, split.head_parts)
         edges = [len(tokens) * part // split.head_parts for part in (column, column + 1)]
@@ -85,13 +86,14 @@ class _Node:
         return self._held[name]
 
 
-class _Counter:
+class Counter:
     """Bytes read between p nodes, indexed [receiver, sender]."""
 
     def __init__(self, num_nodes: int) -> None:
+        """Begin at zero."""
         self.bytes: IntArray = np.zeros((num_nodes, num_nodes), np.int64)
 
-    def read(self, receiver: _Node, sender: _Node, array: Array) -> Array:
+    def read(self, receiver: Node, sender: Node, array: Array) -> Array:
         """The receiver's own copy of what the sender holds."""
         if receiver is not sender:
             self.bytes[receiver.index, sender.index] += array.nbytes
@@ -107,7 +109,7 @@ def split_attention(
         q: queries, shape (B, H, L, d_k), of which each node first has all heads of its home tokens.
         k: keys, shape (B, G, L, d_k), likewise.
         v: values, likewise.
-        split: how heads and tokens are cut.
+        split: how heads and tokens are cut; weights make no difference here.
         causal: whether a token attends to itself and those before it only.
         block_tokens: queries, and keys, of a tile of scores: what a cache should hold at a time.
 
@@ -120,21 +122,24 @@ def split_attention(
         raise ValueError(f"block_tokens must be a whole number >= 1, got {block_tokens}.")
     b, heads, tokens, size = q.shape
     shape = AttentionShape(tokens, heads * size, heads, k.shape[1], b, q.itemsize, causal)
-    split.require_fit(shape)
-    parts = [
-        np.concatenate([np.asarray(run, np.int64) for run in part])
-        for part in sequence_parts(tokens, split.sequence_parts, split.order)
-    ]
-    nodes = [_Node(index, shape, split, parts[index // split.head_parts]) for index in range(split.num_nodes)]
+    nodes = grid_of_nodes(shape, split)
     for node in nodes:
         mine = node.tokens[node.home]
         node.hold(q_home=q[:, :, mine], k_home=k[:, :, mine], v_home=v[:, :, mine])
-    exchange = _exchange(nodes, split)
-    steps = _attend(nodes, split, causal, int(block_tokens))
-    back = _return(nodes, split, q.dtype)
+    exchange = exchange_heads(nodes, split)
+    steps = attend(nodes, split, causal, int(block_tokens))
+    divide_sums(nodes, q.dtype)
+    back = return_heads(nodes, split)
     output = np.empty_like(q)
     for node in nodes:
         output[:, :, node.tokens[node.home]] = node["output"]
+    return done(nodes, output, exchange, steps, back)
+
+
+def done(
+    nodes: list[Node], output: Array, exchange: IntArray, steps: list[IntArray], back: IntArray
+) -> DistributedAttention:
+    """The output, and what nodes and counters say."""
     return DistributedAttention(
         output=output,
         exchange_bytes=exchange,
@@ -145,14 +150,24 @@ def split_attention(
     )
 
 
-def _row(nodes: list[_Node], split: AttentionSplit, row: int) -> list[_Node]:
+def grid_of_nodes(shape: AttentionShape, split: AttentionSplit) -> list[Node]:
+    """The nodes of a split, row by row, that hold nothing yet; raises ValueError where it does not fit the shape."""
+    split.require_fit(shape)
+    parts = [
+        np.concatenate([np.asarray(run, np.int64) for run in part])
+        for part in sequence_parts(shape.tokens, split.sequence_parts, split.order)
+    ]
+    return [Node(index, shape, split, parts[index // split.head_parts]) for index in range(split.num_nodes)]
+
+
+def row_of(nodes: list[Node], split: AttentionSplit, row: int) -> list[Node]:
     """The nodes of a sequence part, by head part."""
     return nodes[row * split.head_parts : (row + 1) * split.head_parts]
 
 
-def _exchange(nodes: list[_Node], split: AttentionSplit) -> IntArray:
+def exchange_heads(nodes: list[Node], split: AttentionSplit) -> IntArray:
     """From all heads of their home tokens, nodes come to their own heads of all tokens of their row."""
-    counter = _Counter(len(nodes))
+    counter = Counter(len(nodes))
     if split.head_parts == 1:
         for node in nodes:
             node.hold(**dict(zip("qkv", node.drop("q_home", "k_home", "v_home"), strict=True)))
@@ -160,7 +175,7 @@ def _exchange(nodes: list[_Node], split: AttentionSplit) -> IntArray:
     for node in nodes:
         for name, heads in (("q", node.heads), ("k", node.kv_heads), ("v", node.kv_heads)):
             pieces = [
-                counter.read(node, other, other[f"{name}_home"][:, heads]) for other in _row(nodes, split, node.row)
+                counter.read(node, other, other[f"{name}_home"][:, heads]) for other in row_of(nodes, split, node.row)
             ]
             node.hold(**{name: np.concatenate(pieces, axis=2)})
     for node in nodes:
@@ -168,7 +183,7 @@ def _exchange(nodes: list[_Node], split: AttentionSplit) -> IntArray:
     return counter.bytes
 
 
-def _attend(nodes: list[_Node], split: AttentionSplit, causal: bool, block: int) -> list[IntArray]:
+def attend(nodes: list[Node], split: AttentionSplit, causal: bool, block: int) -> list[IntArray]:
     """Every node works on its own keys and values, then, step by step, on those the node above has just worked on."""
     h, s = split.head_parts, split.sequence_parts
     for node in nodes:
@@ -176,7 +191,7 @@ def _attend(nodes: list[_Node], split: AttentionSplit, causal: bool, block: int)
         _work(node, node["k"], node["v"], node.tokens, causal, block)
     counted, before = [], ("k", "v")
     for step in range(1, s):
-        counter, now = _Counter(len(nodes)), (f"k{step}", f"v{step}")
+        counter, now = Counter(len(nodes)), (f"k{step}", f"v{step}")
         for node in nodes:
             above, origin = nodes[node.index - h], nodes[node.index - step * h]
             last = np.searchsorted(origin.tokens, node.tokens[-1], side="right") if causal else len(origin.tokens)
@@ -198,7 +213,7 @@ def _attend(nodes: list[_Node], split: AttentionSplit, causal: bool, block: int)
     return counted
 
 
-def _work(node: _Node, k: Array, v: Array, key_tokens: IntArray, causal: bool, block: int) -> None:
+def _work(node: Node, k: Array, v: Array, key_tokens: IntArray, causal: bool, block: int) -> None:
     """Add keys and values to a node's sums, tile by tile of scores, but for tiles in which nothing is attended to."""
     q, scale = node["q"], np.float32(1.0 / np.sqrt(node["q"].shape[-1]))
     for first_key in range(0, len(key_tokens), block):
@@ -215,18 +230,23 @@ def _work(node: _Node, k: Array, v: Array, key_tokens: IntArray, causal: bool, b
                 node.pairs += int(attends.sum())
 
 
-def _return(nodes: list[_Node], split: AttentionSplit, dtype: np.dtype[Any]) -> IntArray:
-    """From outputs of their own heads of all tokens of their row, nodes come to all heads of their home tokens."""
-    counter = _Counter(len(nodes))
+def divide_sums(nodes: list[Node], dtype: np.dtype[Any]) -> None:
+    """From sums, nodes come to outputs of their own heads of all tokens of their row."""
     for node in nodes:
         node.hold(of_heads=node["sums"].result().astype(dtype))
         node.drop("q", "k", "v", "sums")
+
+
+def return_heads(nodes: list[Node], split: AttentionSplit) -> IntArray:
+    """From outputs of their own heads of all tokens of their row, nodes come to all heads of their home tokens."""
+    counter = Counter(len(nodes))
     for node in nodes:
         if split.head_parts == 1:
             node.hold(output=node.drop("of_heads")[0])
         else:
             pieces = [
-                counter.read(node, other, other["of_heads"][:, :, node.home]) for other in _row(nodes, split, node.row)
+                counter.read(node, other, other["of_heads"][:, :, node.home])
+                for other in row_of(nodes, split, node.row)
             ]
             node.hold(output=np.concatenate(pieces, axis=1))
     return counter.bytes
