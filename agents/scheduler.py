@@ -78,11 +78,11 @@ class Replay:
 
     Attributes:
         name: the planner's.
-        plan: shape (B, T, 2) or (B, T, 2 + N).
+        actions: the placement of every task, shape (B, T, 2) or (B, T, 2 + N).
     """
 
     name: str
-    plan: Actions
+    actions: Actions
 
     def predict(
         self,
@@ -92,8 +92,8 @@ class Replay:
         deterministic: bool = True,
     ) -> tuple[Actions, Memory]:
         """See `Scheduler.predict`: row i of the observation is row i of the plan."""
-        rows = np.arange(len(self.plan))
+        rows = np.arange(len(self.actions))
         task = np.zeros(len(rows), np.int64) if state is None else state[0]
         if episode_start is not None:
             task = np.where(episode_start, 0, task)
-        return self.plan[rows, task], (task + 1,)
+        return self.actions[rows, task], (task + 1,)
