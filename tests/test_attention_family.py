@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -32,6 +34,7 @@ def families(draw: st.DrawFn, most_places: int = 8) -> SplitAttention:
         causal=draw(st.booleans()),
         lanes=draw(st.integers(1, 4)),
         median_tokens=draw(st.sampled_from([1.0, 300.0])),
+        compute_sigma=0.0,
         width=2 * heads,
         heads=heads,
         kv_heads=draw(st.sampled_from(divisors(heads))),
@@ -71,7 +74,9 @@ def placed(family: SplitAttention) -> np.ndarray:
 
 def test_two_head_parts_with_a_lane_each_by_hand():
     # 4 tokens, 2 heads of 3 elements of 2 bytes, one head each: a head of a token is 6 bytes.
-    family = SplitAttention(2, 1, "contiguous", False, 1, 1.0, 0.0, width=6, heads=2, kv_heads=2, bytes_per_element=2)
+    family = SplitAttention(
+        2, 1, "contiguous", False, 1, 1.0, 0.0, 0.0, width=6, heads=2, kv_heads=2, bytes_per_element=2
+    )
     workload = generated(family)
     assert family.object_place().tolist() == [0, 1, 0, 0, 1, 1, 0, 1, 0, 1, 0, 1]
     # Homes 0 and 1; queries 2 and 4; keys and values 3 and 5; sums 6 and 7; outputs 8 and 9, then of home tokens.
@@ -263,6 +268,14 @@ def test_bytes_between_nodes_are_exactly_the_closed_forms(family):
     assert played(family, workload, placed(family)).totals.remote_bytes.tolist() == expected
 
 
+def test_places_differ_in_how_long_they_compute():
+    family = SplitAttention(1, 2, "striped", lanes=1, causal=False, tokens_sigma=0.0, compute_sigma=0.5)
+    even = generated(replace(family, compute_sigma=0.0))
+    longer = [generated(family, 4000).flops[:, task] / even.flops[0, task] for task in np.flatnonzero(even.flops[0])]
+    assert np.log(longer).std() == pytest.approx(0.5, rel=0.05)
+    assert len(np.unique(np.round(longer, 5), axis=0)) == 2  # a place's tasks together
+
+
 def test_all_places_on_one_node_move_nothing_between_nodes():
     family = SplitAttention()
     assert played(family, generated(family), np.zeros(8, int)).totals.remote_bytes[0] == 0.0
@@ -285,7 +298,7 @@ def test_a_larger_pool_extends_a_smaller_one_and_seeds_differ(family):
 def test_of_a_long_sequence_simulator_and_closed_form_tell_the_same_time(h, s, causal):
     # With 8 lanes all cores of a node work; 4096 tokens are long enough for waits between steps to be few.
     family = SplitAttention(
-        h, s, "zigzag", causal, lanes=8, median_tokens=4096.0, tokens_sigma=0.0, bytes_per_element=2
+        h, s, "zigzag", causal, lanes=8, median_tokens=4096.0, tokens_sigma=0.0, compute_sigma=0.0, bytes_per_element=2
     )
     simulated_s = played(family, generated(family), placed(family)).totals.last_finish_s[0]
     cost = split_cost(family.shape(4096), family.split, CUBE)

@@ -59,6 +59,8 @@ class SplitAttention:
         median_tokens: median length of a sequence, lognormal; at most a billion. The longer, the more arithmetic for
             each byte, and the less it matters where data lie.
         tokens_sigma: standard deviation of its logarithm.
+        compute_sigma: standard deviation of the logarithm of how much longer some places compute than their arithmetic
+            takes.
         width: of the model.
         heads: of queries.
         kv_heads: of keys and values.
@@ -78,6 +80,7 @@ class SplitAttention:
     lanes: int = 4
     median_tokens: float = 128.0
     tokens_sigma: float = 0.7
+    compute_sigma: float = 0.05
     width: int = 4096
     heads: int = 32
     kv_heads: int = 32
@@ -92,7 +95,7 @@ class SplitAttention:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}.")
         require_count(lanes=self.lanes)
         require(self, "median_tokens flops_per_s bytes_per_s", "> 0", lambda value: value > 0)
-        require(self, "tokens_sigma", ">= 0", lambda value: value >= 0)
+        require(self, "tokens_sigma compute_sigma", ">= 0", lambda value: value >= 0)
         self.split.require_fit(self.shape(self.token_unit))
         most = self.split.num_nodes * (1 + self.lanes * (2 * self.sequence_parts + 3))
         if most > MOST_TASKS:
@@ -116,30 +119,34 @@ class SplitAttention:
 
     def generate(self, rng: np.random.Generator, num_episodes: int) -> Workload:
         """Make `num_episodes` episodes; more episodes from the same generator extend fewer."""
-        nominal = self._program(self._whole_units(np.array([self.median_tokens])))
-        program = self._program(self._tokens(rng, num_episodes), nominal.draft)
-        return program.draft.workload(
+        places = self.split.num_nodes
+        uniforms = rng.random((num_episodes, 1 + places))
+        tokens = self._whole_units(lognormal(uniforms[:, 0], self.median_tokens, self.tokens_sigma))
+        longer = lognormal(uniforms[:, 1:], 1.0, self.compute_sigma)
+        nominal = self._program(self._whole_units(np.array([self.median_tokens])), np.ones((1, places)))
+        return self._program(tokens, longer, nominal.draft).draft.workload(
             "attention", num_episodes=num_episodes, flops_per_s=self.flops_per_s, bytes_per_s=self.bytes_per_s
         )
 
     def object_place(self) -> IntArray:
         """The place of each object, shape (O,): in the program's own layout it and its tasks are there."""
-        return np.array(self._program(np.array([self.token_unit])).places)
-
-    def _tokens(self, rng: np.random.Generator, num_episodes: int) -> IntArray:
-        """Length of each episode's sequences, shape (E,)."""
-        tokens = lognormal(rng.random((num_episodes, 1))[:, 0], self.median_tokens, self.tokens_sigma)
-        return self._whole_units(tokens)
+        return np.array(self._program(np.array([self.token_unit]), np.ones((1, self.split.num_nodes))).places)
 
     def _whole_units(self, tokens: FloatArray) -> IntArray:
         """The nearest lengths that all parts, homes and lanes divide."""
         units = np.clip(np.rint(tokens / self.token_unit), 1, MOST_TOKENS // self.token_unit)
         return units.astype(np.int64) * self.token_unit
 
-    def _program(self, tokens: IntArray, nominal: GraphDraft | None = None) -> _Program:
-        """The graph for sequences of these lengths, shape (E,), in the order of a nominal one."""
+    def _program(self, tokens: IntArray, longer: FloatArray, nominal: GraphDraft | None = None) -> _Program:
+        """The graph for sequences of these lengths, shape (E,), in the order of a nominal one.
+
+        Args:
+            tokens: of a sequence, shape (E,).
+            longer: how much longer each place computes, shape (E, places).
+            nominal: the draft that says the order of tasks, if there is one.
+        """
         counts = {length: SplitCount(self.shape(length), self.split) for length in set(tokens.tolist())}
-        program = _Program(self, [counts[length] for length in tokens.tolist()], nominal)
+        program = _Program(self, [counts[length] for length in tokens.tolist()], longer, nominal)
         program.add_all()
         return program
 
@@ -154,10 +161,13 @@ class _Program:
     Args:
         family: the parameters.
         counts: of each episode's sequences.
+        longer: how much longer each place computes, shape (E, places).
         nominal: the draft that says the order of tasks, if there is one.
     """
 
-    def __init__(self, family: SplitAttention, counts: list[SplitCount], nominal: GraphDraft | None) -> None:
+    def __init__(
+        self, family: SplitAttention, counts: list[SplitCount], longer: FloatArray, nominal: GraphDraft | None
+    ) -> None:
         self.draft = GraphDraft(nominal)
         self.places: list[int] = []  # of each object
         self.family, self.split = family, family.split
@@ -166,6 +176,7 @@ class _Program:
             np.array([getattr(count, name) for count in counts], np.float64)
             for name in ("step_tokens", "step_flops", "sum_bytes")
         )
+        self.step_flops = self.step_flops * longer[:, :, None]
         self.home_tokens = np.array([count.home_tokens[0, 0] for count in counts], np.float64)
         self.all_query_bytes = float(shape.heads * shape.head_bytes)  # of a token, as those below
         self.query_bytes = self.all_query_bytes / self.split.head_parts

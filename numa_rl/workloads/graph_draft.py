@@ -166,15 +166,19 @@ class GraphDraft:
             if self._nominal.num_tasks != self.num_tasks:
                 raise ValueError(f"the nominal draft must have {self.num_tasks} tasks, got {self._nominal.num_tasks}.")
             return self._nominal.order(flops_per_s=flops_per_s, bytes_per_s=bytes_per_s)
-        mean = [
-            [np.mean(task.flops), np.mean(task.num_bytes), sum(np.mean(size) for _, size in task.reads)]
+        figures = [
+            (
+                _mean(task.flops),
+                _mean(task.num_bytes),
+                sum(_mean(size) for _, size in task.reads),
+                _mean(task.overhead_s),
+                _mean(task.arrival_s),
+            )
             for task in self._tasks
         ]
-        flops, own, read = np.array(mean, np.float64).reshape(-1, 3).T
-        overhead_s = np.array([np.mean(task.overhead_s) for task in self._tasks])
+        flops, own, read, overhead_s, arrival_s = np.array(figures, np.float64).reshape(-1, 5).T
         cost = service_s(flops, own, read, overhead_s, flops_per_s, 1.0 / bytes_per_s)
         start = earliest_start(cost, self._edges)
-        arrival_s = np.array([np.mean(task.arrival_s) for task in self._tasks])
         return np.lexsort((start, arrival_s))
 
     def workers(self, *, flops_per_s: float, bytes_per_s: float) -> IntArray:
@@ -233,6 +237,11 @@ class GraphDraft:
         np.maximum.at(last, own, np.arange(len(own)))
         kept = np.array([item.kept for item in self._objects]) | (last < 0)
         return np.where(kept, NEVER, last)
+
+
+def _mean(figure: Figure) -> float:
+    """The figure in the mean episode."""
+    return float(figure.mean()) if isinstance(figure, np.ndarray) else figure
 
 
 def _inputs(tasks: Sequence[_Task], num_episodes: int) -> tuple[IntArray, npt.NDArray[Any]]:

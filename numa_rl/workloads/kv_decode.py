@@ -156,26 +156,28 @@ class KVDecode:
 
         In the order of tasks of the workloads that these parameters generate, which is the same in all of them.
         """
-        return self._median[1]
+        return np.array(self._median.placement)[self._median_order]
 
     @property
     def decodes(self) -> BoolArray:
         """Which tasks decode, the others being loaders, shape (T,)."""
-        return self._median[2]
+        return np.array(self._median.decodes)[self._median_order]
 
     @cached_property
-    def _median(self) -> tuple[IntArray, IntArray, BoolArray]:
-        """The order of tasks in an episode of median contexts, with their placement, and whether they decode."""
-        program = DecodeTasks(self, np.full((1, self.groups, self.group_sequences), self.median_context_tokens))
-        order = program.draft.order(flops_per_s=self.flops_per_s, bytes_per_s=self.bytes_per_s)
-        return order, np.array(program.placement)[order], np.array(program.decodes)[order]
+    def _median(self) -> DecodeTasks:
+        """An episode of median contexts."""
+        return DecodeTasks(self, np.full((1, self.groups, self.group_sequences), self.median_context_tokens))
+
+    @cached_property
+    def _median_order(self) -> IntArray:
+        """The order of its tasks, and so of those of all episodes."""
+        return self._median.draft.order(flops_per_s=self.flops_per_s, bytes_per_s=self.bytes_per_s)
 
     def generate(self, rng: np.random.Generator, num_episodes: int) -> Workload:
         """Make `num_episodes` episodes; more episodes from the same generator extend fewer."""
         uniforms = rng.random((num_episodes, self.groups * self.group_sequences))
         contexts = lognormal(uniforms, self.median_context_tokens, self.context_sigma)
-        program = DecodeTasks(self, contexts.reshape(num_episodes, self.groups, self.group_sequences))
-        program.draft.fixed_order = self._median[0]
-        return program.draft.workload(
+        by_group = contexts.reshape(num_episodes, self.groups, self.group_sequences)
+        return DecodeTasks(self, by_group, self._median.draft).draft.workload(
             "kv-decode", num_episodes=num_episodes, flops_per_s=self.flops_per_s, bytes_per_s=self.bytes_per_s
         )

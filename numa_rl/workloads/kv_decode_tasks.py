@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from numa_rl.topology import FloatArray, IntArray
+from numa_rl.topology import FloatArray
 from numa_rl.transformer.kv_cache import attention_flops_per_pair, kv_bytes_per_token, pages_of
 from numa_rl.transformer.kv_layout import block_of
 from numa_rl.workloads.graph_draft import Figure, GraphDraft
@@ -22,18 +22,6 @@ if TYPE_CHECKING:
 DEQUANTISE_FLOPS = 1.0  # for each element: times its scale
 COPY_OVER_LOAD = 5.0  # pages that are copied take the kernel about 1 us each as well, see the README
 FULL_BYTES = 2.0  # of an element that is not quantised
-
-
-class OrderedDraft(GraphDraft):
-    """A draft whose order can be that of another of the same structure: of median figures, whatever the episodes."""
-
-    fixed_order: IntArray | None = None
-
-    def order(self, *, flops_per_s: float, bytes_per_s: float) -> IntArray:
-        """See `GraphDraft.order`."""
-        if self.fixed_order is not None:
-            return self.fixed_order
-        return super().order(flops_per_s=flops_per_s, bytes_per_s=bytes_per_s)
 
 
 @dataclass(frozen=True)
@@ -57,12 +45,13 @@ class DecodeTasks:
     Args:
         family: the parameters.
         contexts: tokens of each sequence before, shape (E, g, b).
+        nominal: a draft of the same tasks that says their order, if there is one.
     """
 
-    def __init__(self, family: KVDecode, contexts: FloatArray) -> None:
+    def __init__(self, family: KVDecode, contexts: FloatArray, nominal: GraphDraft | None = None) -> None:
         """Add all tasks: loaders, then pass after pass through a layer."""
         self.family, self.model = family, family.model
-        self.draft = OrderedDraft()
+        self.draft = GraphDraft(nominal)
         self.placement: list[tuple[int, int]] = []
         self.decodes: list[bool] = []
         longest = family.most_tokens - family.steps
