@@ -178,7 +178,7 @@ def test_errors_name_file_key_rule_and_value(tmp_path, old, new, message):
 
 def test_an_unknown_scenario_lists_the_known():
     with pytest.raises(
-        ValueError, match=r"scenario must be one of allreduce-cube, batch-cube, case-200t, llm-r815, .*TOML file, got 'nowhere'"
+        ValueError, match=r"scenario must be one of allreduce-cube, batch-cube, case-200t, .*TOML file, got 'nowhere'"
     ):
         load_scenario("nowhere")
 
