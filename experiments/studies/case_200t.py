@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from agents.ppo.config import PPOConfig, TeacherConfig, TrainingConfig
+from agents.rules.base import Rule
 from agents.rules.catalog import make_rule, rule_names
 from agents.scheduler import Planner, Scheduler
 from agents.tuning import default_parameters
@@ -17,6 +17,7 @@ from experiments.compare import load_learned, planners_for
 from experiments.files import require_outputs, write_json
 from experiments.scenario import Scenario, load_scenario
 from experiments.studies.configurations import training_of
+from experiments.studies.imitation_config import ImitationConfig
 from experiments.studies.printed import IMPLIED_GAINS
 from experiments.studies.report import print_contradictions, print_rows, print_scaling, print_sensitivity, print_splits
 from experiments.studies.rows import Kind, Row, best
@@ -27,10 +28,6 @@ from experiments.tune import load_or_tune, require_at_least
 
 SCENARIO = "case-200t"
 TUNING_EPISODES, TUNING_SETTINGS = 4, 16  # a minute; `tune` takes more
-TRAIN_EPISODES, VALIDATION_EPISODES = 16, 4
-# Half the tasks of an operation are looked ahead; labels for some minutes.
-TEACHER = TeacherConfig(labels=65_536, labels_per_update=4096, num_rows=128, depth=100)
-PPO = PPOConfig(total_timesteps=262_144)
 
 
 @dataclass(frozen=True)
@@ -45,9 +42,9 @@ class Case200T:
         seed: of the episodes.
         json: a file for all figures.
         plot: a PNG file for core time and scaling.
-        out: folder of the run that trains the policy, started anew.
+        out: the file for the policy that is trained.
         scenario: the hybrid configuration: a scenario's name, or the path of its TOML file.
-        train: how to train.
+        imitation: how it is taught.
     """
 
     policy: Path | None = None
@@ -57,9 +54,9 @@ class Case200T:
     seed: int = 0
     json: Path | None = None
     plot: Path | None = None
-    out: Path = Path("runs") / SCENARIO
+    out: Path = Path("runs") / SCENARIO / "policy.safetensors"
     scenario: str = SCENARIO
-    train: TrainingConfig = field(default_factory=lambda: TrainingConfig(teacher=TEACHER, ppo=PPO, validate_every=2))
+    imitation: ImitationConfig = field(default_factory=ImitationConfig)
 
     def run(self) -> None:
         """Play and print.
@@ -75,7 +72,7 @@ class Case200T:
         scenario = load_scenario(self.scenario)
         training_of(scenario)
         inputs = {"--policy": self.policy, "--scenario": Path(self.scenario)}
-        require_outputs({"--json": self.json, "--plot": self.plot}, inputs)
+        require_outputs({"--json": self.json, "--plot": self.plot, "--out": self.out}, inputs)
         if self.plot is not None and self.plot.suffix.lower() != ".png":
             raise ValueError(f"--plot must be a .png file, got {str(self.plot)!r}.")
         console = Console()
@@ -96,18 +93,10 @@ class Case200T:
             return []
         path = self.policy
         if path is None:
-            from experiments.train import Train, prepare, train_policy  # torch takes seconds
+            from experiments.studies.teaching import teach  # torch takes seconds
 
-            training = Train(
-                scenario=self.scenario,
-                overwrite=True,
-                train_episodes=TRAIN_EPISODES,
-                validation_episodes=VALIDATION_EPISODES,
-                config=self.train,
-            )
-            load_or_tune(scenario, num_episodes=TUNING_EPISODES, num_settings=TUNING_SETTINGS)
-            prepare(self.out, training)
-            path = train_policy(training, self.out, console)
+            teach(scenario, self.imitation, tuned_rules(scenario), self.out, console)
+            path = self.out
         return [load_learned(path, scenario, console)]
 
 
@@ -194,6 +183,11 @@ def _rules(scenario: Scenario, untuned: bool, on_step: OnStep) -> list[Scheduler
         return [
             make_rule(name, **default_parameters(name, scenario.reward, (scenario.topology,))) for name in rule_names()
         ]
+    return list(tuned_rules(scenario, on_step))
+
+
+def tuned_rules(scenario: Scenario, on_step: OnStep = lambda text: None) -> list[Rule]:
+    """Every rule as it was tuned for the scenario, now if it never was."""
     tuned = load_or_tune(
         scenario,
         num_episodes=TUNING_EPISODES,
