@@ -41,7 +41,7 @@ from numa_rl.machines.catalog import load_machine
 from numa_rl.topology import Topology
 from numa_rl.workloads.catalog import make_family
 from numa_rl.workloads.parameters import build, require
-from numa_rl.workloads.workload import Workload
+from numa_rl.workloads.workload import Workload, WorkloadFamily
 
 FOLDER = Path(__file__).parent
 ROLES = ("training", "held out")
@@ -114,7 +114,7 @@ class Cell:
         machine: the machine's.
         held_out: whether one of the two is kept for generalisation: nothing is trained or tuned here.
         scenario: what is played.
-        load: what is offered, `offered_load`; NaN where all tasks arrive at once.
+        load: what is offered, `offered_load`; NaN for one graph that has no pace of its own.
         is_graph: whether an episode is one graph, known in advance, `Workload.is_one_graph`: who plans ahead of it does
             not see the future, who plans ahead of a stream does.
     """
@@ -185,12 +185,7 @@ class Definition:
             sample = family.generate(_training_generator(), self.counts.load_episodes)
             cells = []
             for machine, role in self.machines.items():
-                load = _load(sample, topologies[machine])
-                if entry.load is not None:
-                    paced = faster(family, entry.load / load, entry.rates, entry.durations)
-                    load = _load(paced.generate(_training_generator(), self.counts.load_episodes), topologies[machine])
-                else:
-                    paced = family
+                paced, load = self._paced(entry, family, sample, topologies[machine])
                 reference_s = rounded(local_service_s(sample, topologies[machine]))
                 scenario = Scenario(
                     name=f"{name}/{machine}",
@@ -206,6 +201,15 @@ class Definition:
         except ValueError as error:
             raise ValueError(f"{owner}: {error}") from error
         return cells
+
+    def _paced(
+        self, entry: FamilyEntry, family: WorkloadFamily, sample: Workload, topology: Topology
+    ) -> tuple[WorkloadFamily, float]:
+        """The family at the pace that offers the load stated, and what that is; NaN for a graph without a pace."""
+        if entry.load is None:
+            return family, float("nan") if sample.is_one_graph else offered_load(sample, topology)
+        paced = faster(family, entry.load / offered_load(sample, topology), entry.rates, entry.durations)
+        return paced, offered_load(paced.generate(_training_generator(), self.counts.load_episodes), topology)
 
 
 def read_definition(path: Path) -> Definition:
@@ -264,8 +268,3 @@ def _part(kind: str, known: Mapping[str, Any], wanted: Collection[str]) -> dict[
 def _training_generator() -> np.random.Generator:
     """As `Scenario.episodes` makes it for training episodes of seed 0: the cells do not depend on the suite's seed."""
     return np.random.default_rng([0, Split.TRAIN])
-
-
-def _load(workload: Workload, topology: Topology) -> float:
-    """The offered load, NaN where all tasks arrive at once."""
-    return offered_load(workload, topology) if workload.arrival_s[:, -1].any() else float("nan")
