@@ -76,9 +76,9 @@ def imitate(
     family: TransformerTraining,
     rule: PricedGreedy,
     config: ImitationConfig,
-    on_round: Callable[[int, float, float], None] = lambda number, agreement, cost: None,
+    on_round: Callable[[int, float, float], None] = lambda number, agreement, seconds: None,
 ) -> PlacementPolicy:
-    """Make a policy whose prior is the rule, and teach it; the one that costs least on validation episodes is kept.
+    """Make a policy whose prior is the rule, and teach it; the fastest one on validation episodes is kept.
 
     Args:
         train: episodes to learn from; each round plays the next ones, from the first again after the last.
@@ -87,7 +87,7 @@ def imitate(
         rule: the tuned priced greedy rule.
         config: how.
         on_round: called after each round with its number, the share of states in which the policy did what the teacher
-            would have done, and the validation cost.
+            would have done, and how long validation episodes take, mean seconds.
     """
     torch.manual_seed(config.seed)
     torch.set_num_threads(1)  # the networks are small: more threads only wait for each other
@@ -96,7 +96,7 @@ def imitate(
     optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
     seen: list[Float32] = []
     told: list[npt.NDArray[np.int64]] = []
-    best, best_cost = policy.state_dict(), np.inf
+    best, least_s = policy.state_dict(), np.inf
     for number in range(config.rounds):
         rows = (number * config.episodes + np.arange(config.episodes)) % train.workload.num_episodes
         player = None if number == 0 else LearnedScheduler(policy.scorer)
@@ -106,10 +106,10 @@ def imitate(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * max(1.0 - number / config.rounds, 0.1)
         _fit(policy, optimizer, np.concatenate(seen), np.concatenate(told), config, rng)
-        cost = float(evaluate(LearnedScheduler(policy.scorer), validation).cost.mean())
-        on_round(number, agreement, cost)
-        if cost < best_cost:
-            best, best_cost = {name: value.clone() for name, value in policy.state_dict().items()}, cost
+        seconds = float(evaluate(LearnedScheduler(policy.scorer), validation).finish_s.mean())
+        on_round(number, agreement, seconds)
+        if seconds < least_s:
+            best, least_s = {name: value.clone() for name, value in policy.state_dict().items()}, seconds
     policy.load_state_dict(best)
     return policy
 

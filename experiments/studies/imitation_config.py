@@ -26,7 +26,7 @@ class ImitationConfig:
     """
 
     episodes: int = 8
-    rounds: int = 6
+    rounds: int = 10
     epochs: int = 10
     batch_size: int = 256
     learning_rate: float = 3e-3

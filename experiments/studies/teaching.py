@@ -33,9 +33,9 @@ def teach(scenario: Scenario, config: ImitationConfig, rules: Sequence[Rule], pa
     """
     prior = next(rule for rule in rules if isinstance(rule, PricedGreedy))
 
-    def told(number: int, agreement: float, cost: float) -> None:
+    def told(number: int, agreement: float, seconds: float) -> None:
         console.print(
-            f"round {number + 1}/{config.rounds}: as the teacher {agreement:.1%}, validation cost {cost:.4f}",
+            f"round {number + 1}/{config.rounds}: as the teacher {agreement:.1%}, validation episodes {seconds:.4g} s",
             highlight=False,
         )
 
