@@ -1,4 +1,5 @@
 import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -216,6 +217,13 @@ def test_a_larger_pool_extends_a_smaller_one(family):
 def test_no_two_episodes_of_a_pool_are_alike(family):
     workload = family.generate(np.random.default_rng(7), 64)
     assert len(contents(workload)) == 64
+
+
+@FAMILIES
+def test_a_family_travels_to_another_process_though_it_has_been_used(family):
+    used = family.generate(np.random.default_rng(3), 2)
+    again = pickle.loads(pickle.dumps(family)).generate(np.random.default_rng(3), 2)
+    np.testing.assert_array_equal(used.bytes, again.bytes)
 
 
 @FAMILIES

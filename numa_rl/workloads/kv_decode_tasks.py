@@ -5,7 +5,6 @@ Dimension key: E episodes, g groups of sequences, b sequences of a group, L laye
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +65,7 @@ class DecodeTasks:
         parts = list(range(family.num_parts))
         self.shares = [[part] for part in parts] if family.follows_cache else [parts]
         self.hidden_bytes = family.group_sequences * family.width * family.bytes_per_element
-        self.loaded_bytes: dict[int, FloatArray] = defaultdict(lambda: np.zeros(len(contexts)))  # by each core
+        self.loaded_bytes: dict[int, FloatArray] = {}  # by each core
         self.weights = [self._load_weights(layer) for layer in range(family.layers)]
         self.caches = [
             [[self._load_cache(layer, group, part) for part in parts] for group in range(family.groups)]
@@ -111,7 +110,8 @@ class DecodeTasks:
         self.placement.append((socket, data_socket))
         self.decodes.append(decodes)
         if not decodes:
-            self.loaded_bytes[worker] += figures["num_bytes"] if copied_bytes == 0.0 else COPY_OVER_LOAD * copied_bytes
+            loaded = figures["num_bytes"] if copied_bytes == 0.0 else COPY_OVER_LOAD * copied_bytes
+            self.loaded_bytes[worker] = self.loaded_bytes.get(worker, np.zeros(len(self.prompt))) + loaded
         self.draft.add_task(worker, obj, arrival_s=self.start_s if decodes else 0.0, **figures)
 
     def _lane(self, group: int) -> int:
