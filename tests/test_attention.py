@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numa_rl.transformer.attention import AttentionShape, AttentionSplit, Weights, divisors, kv_head_range
+from numa_rl.transformer.attention import AttentionShape, AttentionSplit, Weights, kv_head_range
 from numa_rl.transformer.attention_count import SplitCount
 from numa_rl.transformer.blocked_attention import split_attention
+from numa_rl.transformer.divisors import divisors
 from numa_rl.transformer.model import Transformer
 from numa_rl.transformer.online_softmax import OnlineSoftmax, plain_attention
 from numa_rl.transformer.sequence_order import (

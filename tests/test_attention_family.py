@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from numa_rl.grid import place_grid
 from numa_rl.machines.builders import eight_socket_cube
 from numa_rl.simulator.simulator import Simulator
-from numa_rl.transformer.attention import divisors, head_range, kv_head_range
+from numa_rl.transformer.attention import head_range, kv_head_range
 from numa_rl.transformer.attention_choice import split_cost
 from numa_rl.transformer.attention_count import SplitCount
+from numa_rl.transformer.divisors import divisors
 from numa_rl.transformer.online_softmax import OnlineSoftmax, plain_attention
 from numa_rl.transformer.sequence_order import sequence_parts
 from numa_rl.workloads.attention import ORDERS, SplitAttention

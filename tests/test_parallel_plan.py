@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from numa_rl.communication.collectives import Groups, hierarchical_s
 from numa_rl.machines.catalog import load_machine
+from numa_rl.transformer.divisors import divisors
 from numa_rl.transformer.memory_plan import Recompute, Sharding, Training
 from numa_rl.transformer.model import Transformer
 from numa_rl.transformer.parallel_plan import (
     Choices,
     Plan,
     best_plan,
-    divisors,
     evaluate,
     fewest_ranks,
     possible_splits,

@@ -39,6 +39,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 
+from numa_rl.transformer.divisors import divisors, nearest
 from numa_rl.transformer.kv_cache import kv_bytes_per_token
 from numa_rl.transformer.model import Transformer
 from numa_rl.transformer.sequence_order import TokenOrder, least_tokens
@@ -92,9 +93,8 @@ class AttentionShape:
         """Raise ValueError, with the nearest that would do, unless one figure divides another."""
         require(self, name, "a whole number >= 1", lambda value: value >= 1 and value % 1 == 0)
         if number % value:
-            fitting = divisors(number)
-            near = [max(fit for fit in fitting if fit < value), *[fit for fit in fitting if fit > value][:1]]
-            raise ValueError(f"{name} must divide {of} ({number}), as {_either(near)} would, got {value}.")
+            near = nearest(divisors(number), value)
+            raise ValueError(f"{name} must divide {of} ({number}), as {near} would, got {value}.")
 
     @cached_property
     def layer(self) -> Transformer:
@@ -206,16 +206,6 @@ class AttentionSplit:
                 f"tokens must be >= {least} for {self.head_parts} x {self.sequence_parts} {self.order.value} parts, "
                 f"got {shape.tokens}; {advice} would fit."
             )
-
-
-def _either(numbers: list[int]) -> str:
-    return " or ".join(str(number) for number in numbers)
-
-
-def divisors(number: int) -> list[int]:
-    """All divisors of a number, ascending."""
-    small = [divisor for divisor in range(1, int(number**0.5) + 1) if number % divisor == 0]
-    return sorted({*small, *(number // divisor for divisor in small)})
 
 
 def head_range(shape: AttentionShape, split: AttentionSplit, part: int) -> range:

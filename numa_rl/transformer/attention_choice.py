@@ -40,9 +40,10 @@ from numa_rl.communication.steps import shared_step_s
 from numa_rl.grid import place_grid
 from numa_rl.idle import service_s
 from numa_rl.topology import FloatArray, IntArray, Topology
-from numa_rl.transformer.attention import AttentionShape, AttentionSplit, Weights, divisors
+from numa_rl.transformer.attention import AttentionShape, AttentionSplit, Weights
 from numa_rl.transformer.attention_count import SplitCount
 from numa_rl.transformer.blocked_attention import DEFAULT_BLOCK_TOKENS
+from numa_rl.transformer.divisors import divisors
 from numa_rl.transformer.sequence_order import TokenOrder, least_tokens
 from numa_rl.wording import counted
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from numa_rl.communication.collectives import require_count
 from numa_rl.topology import FloatArray, IntArray
+from numa_rl.transformer.divisors import divisors, nearest
 from numa_rl.transformer.memory_plan import Memory, Recompute, Sharding, Training, rank_memory
 from numa_rl.transformer.model import WIDTH_PER_LAYER, Transformer, transformer_of
 from numa_rl.transformer.step_time import Cluster, Splits, StepTime, step_time
@@ -245,7 +246,7 @@ def require_split(training: Training, mp: int, dp: int, pp: int, micro_sequences
         would = [value for value in divisors(model.heads) if _shares_layer(model, value)]
         keys = "" if model.num_kv_heads == model.heads else f", {model.num_kv_heads} heads of keys"
         of = f"heads ({model.heads}{keys}) and inner width ({model.inner_width})"
-        raise ValueError(f"mp must divide {of}, got {mp}; {_nearest(would, mp)} would do.")
+        raise ValueError(f"mp must divide {of}, got {mp}; {nearest(would, mp)} would do.")
     _require_divisor("dp", dp, batch, "the sequences of a step")
     _require_divisor("pp", pp, model.layers, "layers")
     _require_divisor("micro_sequences", micro_sequences, batch // dp, "the sequences of a replica")
@@ -254,31 +255,13 @@ def require_split(training: Training, mp: int, dp: int, pp: int, micro_sequences
 def _require_divisor(name: str, value: int, whole: int, of: str) -> None:
     """Raise ValueError unless a number of things can be cut into so many, naming the nearest that would do."""
     if whole % value:
-        raise ValueError(
-            f"{name} must divide {of} ({whole}), got {value}; {_nearest(divisors(whole), value)} would do."
-        )
-
-
-def divisors(number: int) -> list[int]:
-    """All of them, in order.
-
-    >>> divisors(12)
-    [1, 2, 3, 4, 6, 12]
-    """
-    low = [each for each in range(1, int(number**0.5) + 1) if number % each == 0]
-    return low + [number // each for each in reversed(low) if each * each != number]
+        raise ValueError(f"{name} must divide {of} ({whole}), got {value}; {nearest(divisors(whole), value)} would do.")
 
 
 def _shares_layer(model: Transformer, mp: int) -> bool:
     """Whether so many ranks can share a layer; ranks may hold one head of keys together, each with its own heads."""
     keys = model.num_kv_heads % mp == 0 or mp % model.num_kv_heads == 0
     return model.heads % mp == 0 and model.inner_width % mp == 0 and keys
-
-
-def _nearest(choices: list[int], value: int) -> str:
-    """The largest below and the smallest above."""
-    below, above = [each for each in choices if each < value][-1:], [each for each in choices if each > value][:1]
-    return " or ".join(map(str, below + above))
 
 
 def _power_of_two(number: float) -> int:
