@@ -202,11 +202,7 @@ def _sockets_that_do(cache: KVCache, layout: KVLayout, memory: FloatArray) -> st
 
 def _most_sockets(layers: int, kv_heads: int, sockets: int) -> int:
     """The largest number of sockets, below `sockets`, of which none is left empty by layers and heads."""
-    return next(
-        fewer
-        for fewer in range(sockets - 1, 0, -1)
-        if any(fewer % parts == 0 and fewer // parts <= layers for parts in range(1, kv_heads + 1))
-    )
+    return max(parts * min(layers, (sockets - 1) // parts) for parts in range(1, kv_heads + 1))
 
 
 def _layout(name: str, socket: npt.NDArray[np.int64], kv_heads: int, sockets: int) -> KVLayout:
