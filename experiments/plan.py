@@ -138,6 +138,7 @@ class MemoryPlan:
             plans=plans,
             given=given,
             enough_ranks=enough,
+            other_ranks=None if plans else fewest_ranks(training, cluster, _power_of_two(self.sockets), choices),
             shared=() if not plans else shared_ways(training, cluster, choices, given, plans[0]),
         )
 
@@ -198,3 +199,8 @@ class MemoryPlan:
         if self.ranks not in (None, ranks):
             raise ValueError(f"--ranks must be MP x DP x PP ({ranks}) where these are given, got {self.ranks}.")
         return self.mp, self.dp, self.pp
+
+
+def _power_of_two(number: int) -> int:
+    """The largest up to that number: more models can be split over so many."""
+    return 1 << (number.bit_length() - 1)

@@ -34,6 +34,7 @@ class Outlook:
         plans: the best of each MP x DP x PP, best first; none if no number of ranks would do.
         given: the split asked for.
         enough_ranks: on which a plan fits; None if no number tried would do.
+        other_ranks: a number not tried on which one does, where none of those tried would do; None if there is none.
         shared: the split asked for, or else the best, by what replicas share.
     """
 
@@ -47,6 +48,7 @@ class Outlook:
     plans: list[Plan]
     given: tuple[int, int, int] | None
     enough_ranks: int | None
+    other_ranks: int | None = None
     shared: tuple[Plan, ...] = field(default=())
 
     @property
@@ -93,6 +95,7 @@ class Outlook:
             ],
             "shared": [plan_dict(plan) for plan in self.shared],
             "enough_ranks": self.enough_ranks,
+            "other_ranks": self.other_ranks,
             "given_place": None if self.given_place is None else self.given_place + 1,
             "plans": [plan_dict(plan) for plan in self.plans],
             "most_ranks": MOST_RANKS,

@@ -25,7 +25,10 @@ def print_outlook(outlook: Outlook, console: Console, most: int) -> None:
     print_options(outlook, console)
     if not outlook.plans:
         tried = f"{counted(outlook.sockets, 'rank')}, nor twice, four times ... as many"
-        console.print(f"Neither {tried} up to {MOST_RANKS} can be split so that each has room.", style="bold red")
+        other = f"; {counted(outlook.other_ranks, 'rank')} would do" if outlook.other_ranks else ""
+        console.print(
+            f"Neither {tried} up to {MOST_RANKS} can be split so that each has room{other}.", style="bold red"
+        )
         return
     print_ranks(outlook, console)
     print_plans(outlook, console, most)

@@ -201,9 +201,10 @@ def test_a_training_out_of_range_is_refused(figures, message):
 @pytest.mark.parametrize(
     ("figures", "message"),
     [
-        ({"parameter_bytes": 0.0}, "parameter_bytes must be finite and > 0, got 0.0"),
-        ({"kv_bytes": float("inf")}, "kv_bytes must be finite and > 0, got inf"),
-        ({"optimiser_bytes": -1.0}, "optimiser_bytes must be finite and >= 0, got -1.0"),
+        ({"parameter_bytes": 0.0}, "parameter_bytes must be in 0.001..1000, got 0.0"),
+        ({"kv_bytes": float("inf")}, "kv_bytes must be in 0.001..1000, got inf"),
+        ({"optimiser_bytes": -1.0}, "optimiser_bytes must be in 0..1000, got -1.0"),
+        ({"gradient_bytes": 1e308}, "gradient_bytes must be in 0..1000, got 1e.308"),
     ],
 )
 def test_sizes_out_of_range_are_refused(figures, message):

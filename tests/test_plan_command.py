@@ -193,6 +193,15 @@ def test_where_no_number_of_ranks_would_do_it_says_so():
     )
 
 
+def test_sockets_that_divide_nothing_say_how_many_ranks_would_do():
+    small = {"layers": 16, "width": 512, "heads": 8, "batch_sequences": 64, "kv_sequences": 0}
+    lines = " ".join(printed(**small, sockets=9))
+    assert "Neither 9 ranks, nor twice, four times ... as many" in lines
+    assert "so that each has room; 8 ranks would do." in lines
+    assert written(**small, sockets=9)["other_ranks"] == 8
+    assert written(**small, sockets=8)["other_ranks"] is None
+
+
 # Amounts.
 
 
@@ -230,7 +239,7 @@ def test_amounts_are_written_as_they_are_read(value):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.0, "0 us"), (3e-7, "0.3 us"), (0.002, "2 ms"), (59.0, "59 s"), (90, "1.5 min"), (1e9, "11574 d")],
+    [(0.0, "0 ns"), (3e-7, "300 ns"), (0.002, "2 ms"), (59.0, "59 s"), (90, "1.5 min"), (1e9, "11574 d")],
 )
 def test_times_are_written(value, text):
     assert seconds_text(value) == text
@@ -258,7 +267,8 @@ def test_times_are_written(value, text):
         ({"params": "7B", "network_latency_us": -1.0}, "network_latency_us must be finite and >= 0, got -1"),
         ({"params": "7B", "sequence_tokens": 0}, "sequence_tokens must be a whole number"),
         ({"params": "7B", "held_sequences": -1}, "held_sequences must be a whole number"),
-        ({"params": "7B", "optimiser_bytes": float("inf")}, "optimiser_bytes must be finite and >= 0, got inf"),
+        ({"params": "7B", "optimiser_bytes": float("inf")}, "optimiser_bytes must be in 0..1000, got inf"),
+        ({"params": "7B", "parameter_bytes": 1e308}, "parameter_bytes must be in 0.001..1000, got 1e.308"),
         ({"params": "7B", "sharding": ()}, "sharding must have at least one choice"),
         ({"params": "7B", "recompute": ()}, "recompute must have at least one choice"),
         ({"params": "7B", "mp": 2}, "--mp, --dp and --pp must be given together"),

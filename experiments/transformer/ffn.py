@@ -14,6 +14,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from experiments.amounts import bytes_text, seconds_text
 from experiments.files import require_outputs, write_json
 from numa_rl.machines.catalog import load_machine
 from numa_rl.topology import Topology
@@ -21,8 +22,6 @@ from numa_rl.transformer.ffn import Cost, FeedForward, cost, fewest_ranks, requi
 from numa_rl.transformer.ffn_ways import WAYS, Collective
 from numa_rl.transformer.model import FFN_OVER_WIDTH
 from numa_rl.wording import counted
-
-BYTES, SECONDS = ("B", "kB", "MB", "GB", "TB", "PB"), ("ns", "us", "ms", "s")
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ def _pass(comparison: Comparison) -> str:
 
 def _nothing_fits(comparison: Comparison) -> str:
     """What is missing, and how many nodes would do."""
-    needed, room = _scaled([min(cost.memory_bytes for cost in comparison.costs), comparison.room_bytes], BYTES)
+    needed, room = bytes_text(min(cost.memory_bytes for cost in comparison.costs)), bytes_text(comparison.room_bytes)
     options = {"layers": comparison.layers, "training": comparison.training}
     enough = fewest_ranks(comparison.shape, comparison.room_bytes, WAYS, **options)
     remedy = "no number of such nodes would do" if enough is None else f"{enough} such nodes would do"
@@ -198,16 +197,11 @@ def _ways_table(comparison: Comparison) -> Table:
     table.add_column("W_1, W_2", no_wrap=True)
     for header in ("sent", "on node", "compute", "send", "total"):
         table.add_column(header, justify="right", no_wrap=True)
-    columns = (
-        _scaled([cost.sent_bytes for cost in costs], BYTES),
-        _scaled([cost.memory_bytes for cost in costs], BYTES),
-        _scaled([cost.compute_s * 1e9 for cost in costs], SECONDS),
-        _scaled([cost.communication_s * 1e9 for cost in costs], SECONDS),
-        _scaled([cost.total_s * 1e9 for cost in costs], SECONDS),
-    )
-    for each, sent, held, *seconds in zip(costs, *columns, strict=True):
-        cells = (sent, Text(held, style="" if comparison.fits(each) else "bold red"), *seconds)
-        table.add_row(each.way.name, *cells, style="green" if each is comparison.winner else "")
+    for each in costs:
+        held = Text(bytes_text(each.memory_bytes), style="" if comparison.fits(each) else "bold red")
+        seconds = map(seconds_text, (each.compute_s, each.communication_s, each.total_s))
+        style = "green" if each is comparison.winner else ""
+        table.add_row(each.way.name, bytes_text(each.sent_bytes), held, *seconds, style=style)
     return table
 
 
@@ -219,12 +213,3 @@ def _collectives(comparison: Comparison) -> Padding:
         together = ", ".join(f"{kind} {name}" for kind, name in comparison.collectives(each))
         table.add_row(each.way.name, Text(together or "nothing", style="dim"))
     return Padding(table, (0, 0, 1, 1))
-
-
-def _scaled(values: Sequence[float], units: Sequence[str]) -> list[str]:
-    """Each value in the largest unit, of a thousand of the one before, of which it has at least one."""
-    shown = []
-    for value in values:
-        scale = min(max(int(np.floor(np.log10(value) / 3)), 0), len(units) - 1) if value else 0
-        shown.append(f"{value / 1000.0**scale:.4g} {units[scale]}" if value else "0")
-    return shown

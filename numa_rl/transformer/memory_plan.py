@@ -42,7 +42,8 @@ from numa_rl.workloads.parameters import require
 
 MASK_BYTES = 1.0  # of an element of a dropout mask [2]
 
-# Far beyond any model; searches over divisors stay short.
+# Far beyond any model; searches over divisors stay short, and no figure overflows.
+ELEMENT_BYTES = 1e-3, 1e3
 MOST_PARAMETERS, MOST_LAYERS, MOST_SEQUENCES, MOST_TOKENS = 1e18, 2**20, 2**20, 2**30
 
 
@@ -109,8 +110,10 @@ class ElementSizes:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        require(self, "parameter_bytes activation_bytes kv_bytes", "finite and > 0", lambda value: value > 0)
-        require(self, "gradient_bytes optimiser_bytes", "finite and >= 0", lambda value: value >= 0)
+        least, most = ELEMENT_BYTES
+        sizes = "parameter_bytes activation_bytes kv_bytes"
+        require(self, sizes, f"in {least:g}..{most:g}", lambda value: least <= value <= most)
+        require(self, "gradient_bytes optimiser_bytes", f"in 0..{most:g}", lambda value: 0 <= value <= most)
 
 
 @dataclass(frozen=True)
