@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.amounts import bytes_text
 from numa_rl.simulator.simulator import Simulator
 from numa_rl.topology import FloatArray, Topology
 from numa_rl.transformer.memory_plan import Recompute, Training
@@ -196,8 +197,8 @@ def _assigned(job: Job, layers: Layers, schedule: str) -> StageAssignment:
     if (given.memory_bytes > room).any():
         stage = int((given.memory_bytes - room).argmax())
         raise ValueError(
-            f"{INTERLEAVED} keeps {given.memory_bytes[stage] / 1e9:.4g} GB in stage {stage}, and node "
-            f"{given.nodes[stage]} has {room[stage] / 1e9:.4g} GB."
+            f"{INTERLEAVED} keeps {bytes_text(given.memory_bytes[stage])} in stage {stage}, and node "
+            f"{given.nodes[stage]} has {bytes_text(room[stage])}; {ONE_F_ONE_B} would fit."
         )
     return given
 

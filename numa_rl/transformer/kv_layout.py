@@ -26,6 +26,7 @@ from numa_rl.transformer.kv_cache import KVCache
 from numa_rl.wording import counted
 
 MOST_UNITS = 10**5  # layers x heads, far above any model's
+MOST_TRIED = 200  # numbers of sockets looked at for one that would do
 ROUNDING = 1e-9  # share of a socket's memory: more than it by less is not too much
 
 
@@ -190,7 +191,8 @@ def _sockets_that_do(cache: KVCache, layout: KVLayout, memory: FloatArray) -> st
     if least < cache.head_bytes:
         return ""
     needed = ceil(cache.num_bytes / least)
-    for sockets in range(max(layout.num_sockets + 1, needed), cache.layers * cache.kv_heads + 1):
+    first, units = max(layout.num_sockets + 1, needed), cache.layers * cache.kv_heads
+    for sockets in range(first, min(first + MOST_TRIED, units + 1)):
         try:
             part = make_layout(layout.name, cache.layers, cache.kv_heads, sockets).socket_bytes(cache)
         except ValueError:
