@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from command_line import Run, refused
 
+from agents.rules.greedy import PricedGreedy
+from envs.observation import ObservationKind, Observer
 from experiments.scenario import Scenario, Split, load_scenario
 from experiments.studies.configurations import (
     CHAPTER_MACHINES,
@@ -20,15 +22,19 @@ from experiments.studies.configurations import (
     training_of,
     with_program,
 )
+from experiments.studies.imitation import Teacher, imitate
+from experiments.studies.imitation_config import ImitationConfig
 from experiments.studies.printed import AFTER, BEFORE, IMPLIED_GAINS, MOST_GAIN
-from experiments.studies.rows import Kind, Rows, best
+from experiments.studies.rows import Kind as RowKind
+from experiments.studies.rows import Rows, best
 from experiments.studies.scaling import Growth, scaling, sensitivity
 from experiments.studies.study import Play, first_touch, play_splits, play_steps, targets
 from experiments.studies.timing import Figures, measure
 from experiments.tune import world_of
 from numa_rl.breakdown import PARTS
+from numa_rl.simulator.simulator import Simulator
 from numa_rl.workloads.training import TransformerTraining
-from numa_rl.workloads.training_tasks import COMPUTING
+from numa_rl.workloads.training_tasks import COMPUTING, Kind
 
 SMALL = """
 description = "Two sockets train a small model"
@@ -89,23 +95,23 @@ def test_the_chapters_figures_imply_three_gains_and_its_own_start_forbids_the_la
 
 def test_a_row_is_compared_with_the_first_and_with_one_socket():
     rows = Rows(figures(2.0, 20e-9), one_socket_s=8.0, num_sockets=8)
-    row = rows.add("half the time", Kind.STEP, figures(1.0, 13e-9))
+    row = rows.add("half the time", RowKind.STEP, figures(1.0, 13e-9))
     assert (row.gain, row.efficiency) == (2.0, 1.0)
     assert row.latency_change == pytest.approx(-0.35)
 
 
 def test_who_dropped_tasks_is_never_the_best():
     rows = Rows(figures(), 1.0, 1)
-    rows.add("fast but wrong", Kind.RULE, figures(0.1, dropped=1))
-    slow = rows.add("slow", Kind.RULE, figures(0.9))
-    rows.add("no rule", Kind.STEP, figures(0.5))
-    assert best(rows.made, [Kind.RULE]) is slow
-    assert best(rows.made, [Kind.LEARNED]) is None
+    rows.add("fast but wrong", RowKind.RULE, figures(0.1, dropped=1))
+    slow = rows.add("slow", RowKind.RULE, figures(0.9))
+    rows.add("no rule", RowKind.STEP, figures(0.5))
+    assert best(rows.made, [RowKind.RULE]) is slow
+    assert best(rows.made, [RowKind.LEARNED]) is None
 
 
 def test_targets_are_those_of_the_better_of_hand_tuned_and_learned():
     rows = Rows(figures(1.0), one_socket_s=2.4, num_sockets=8)
-    hand, learned = (rows.add("", Kind.STEP, figures(each)) for each in (0.5, 0.4))
+    hand, learned = (rows.add("", RowKind.STEP, figures(each)) for each in (0.5, 0.4))
     assert targets(hand, None) == {
         "throughput >= 2.4x": False,
         "efficiency >= 85%": False,
@@ -291,3 +297,37 @@ def test_bad_input_is_one_line(numa_rl: Run, arguments: tuple[str, ...], rule: s
 def test_every_machine_of_the_study_is_the_chapters():
     assert [machine.num_nodes for machine in CHAPTER_MACHINES.values()] == list(CHAPTER_MACHINES)
     assert isinstance(training_of(load_scenario("case-200t")), TransformerTraining)
+
+
+# Teaching.
+
+
+def test_the_teacher_keeps_a_rank_where_its_checkpoint_was_put(scenario: Scenario):
+    family = training_of(scenario)
+    teacher = Teacher(family, PricedGreedy(), 2)
+    world = world_of(scenario, Split.TRAIN, 2, 0)
+    simulator = Simulator(world.topologies, world.workload, 2, window_s=world.window_s)
+    simulator.reset([0, 1])
+    observer = Observer(simulator, world.weights, ObservationKind.FULL)
+    home = np.array([[0, 1], [1, 0]])  # of each rank, in each row
+    for task in range(world.workload.num_tasks):
+        told, rank = teacher.actions(task, observer.observe()), family.task_rank[task]
+        placed = np.repeat(home[:, rank, None], 2, axis=1)
+        if family.task_kind[task] not in (Kind.CHECKPOINT, Kind.ACTIVATION_SUM):
+            np.testing.assert_array_equal(told, placed)
+        teacher.saw(task, simulator.step(placed).data_node)
+
+
+def test_a_taught_policy_is_the_same_for_the_same_seed(scenario: Scenario):
+    world = world_of(scenario, Split.TRAIN, 2, 0)
+    config = ImitationConfig(episodes=1, rounds=2, epochs=1)
+    found: list[tuple[int, float, float]] = []
+    policies = [
+        imitate(world, world, training_of(scenario), PricedGreedy(), config, lambda *told: found.append(told))
+        for _ in range(2)
+    ]
+    assert found[:2] == found[2:]
+    assert found[0][:2] == (0, 1.0)  # the teacher plays the first round itself
+    one, two = (policy.state_dict() for policy in policies)
+    for name, values in one.items():
+        np.testing.assert_array_equal(values.numpy(), two[name].numpy())

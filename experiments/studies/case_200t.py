@@ -95,7 +95,7 @@ class Case200T:
         if path is None:
             from experiments.studies.teaching import teach  # torch takes seconds
 
-            teach(scenario, self.imitation, tuned_rules(scenario), self.out, console)
+            teach(scenario, self.imitation, self.out, console)
             path = self.out
         return [load_learned(path, scenario, console)]
 

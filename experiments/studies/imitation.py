@@ -3,7 +3,7 @@
 What a placement of moments or gradients costs shows thousands of decisions later, when the weights are updated: no
 rollout looks so far ahead, and a policy gradient does not find it among all that happens meanwhile. The program knows
 it. So the policy is shown, in the states that it comes to by itself, what one would do who knows to which rank each
-task belongs [1]: run it and keep its object where the rank's weights arrived; sums are placed by the tuned rule. The
+task belongs [1]: run it and keep its object where the rank's weights arrived; sums are placed by a rule. The
 policy itself is never told the rank: it has to see from the observation who belongs together, and decides test
 episodes alone.
 
@@ -84,7 +84,7 @@ def imitate(
         train: episodes to learn from; each round plays the next ones, from the first again after the last.
         validation: episodes to choose by.
         family: the program of both.
-        rule: the tuned priced greedy rule.
+        rule: its prior, who also decides for the teacher what has no home.
         config: how.
         on_round: called after each round with its number, the share of states in which the policy did what the teacher
             would have done, and how long validation episodes take, mean seconds.

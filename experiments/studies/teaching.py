@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
 from agents.ppo.storage import save_policy
-from agents.rules.base import Rule
 from agents.rules.greedy import PricedGreedy
 from experiments.scenario import Scenario, Split
 from experiments.studies.configurations import training_of
@@ -18,20 +16,26 @@ from experiments.studies.imitation_config import ImitationConfig
 from experiments.train import git_revision
 from experiments.tune import world_of
 
-TRAIN_EPISODES, VALIDATION_EPISODES = 32, 4
+TRAIN_EPISODES, VALIDATION_EPISODES = 16, 4
+# The prices with the shortest tuning episodes on a grid; tuning by cost finds others, under which steps take longer.
+CONGESTION_PRICE, CROWDING_PRICE, MIGRATION_SHARE = 0.3, 0.0, 1.0
 
 
-def teach(scenario: Scenario, config: ImitationConfig, rules: Sequence[Rule], path: Path, console: Console) -> None:
+def teach(scenario: Scenario, config: ImitationConfig, path: Path, console: Console) -> None:
     """Teach a policy and write it to a file.
 
     Args:
         scenario: what it learns.
         config: how.
-        rules: the tuned ones, priced greedy among them: its prior.
         path: the file.
         console: what is told of each round.
     """
-    prior = next(rule for rule in rules if isinstance(rule, PricedGreedy))
+    prior = PricedGreedy(
+        congestion_price=CONGESTION_PRICE,
+        crowding_price=CROWDING_PRICE,
+        migration_share=MIGRATION_SHARE,
+        alpha=scenario.reward.alpha,
+    )
 
     def told(number: int, agreement: float, seconds: float) -> None:
         console.print(
