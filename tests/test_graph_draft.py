@@ -105,6 +105,15 @@ def test_a_graph_that_makes_no_sense_is_refused(add, message):
         add(draft)
 
 
+@pytest.mark.parametrize("early", [1.0, float("nan"), np.array([3.0, 1.0])])
+def test_a_task_that_may_start_before_one_added_earlier_is_refused(early):
+    draft = GraphDraft()
+    first, second = draft.add_object(1.0), draft.add_object(1.0)
+    draft.add_task(0, first, arrival_s=2.0)
+    with pytest.raises(ValueError, match=r"task 1 must not arrive before the one added before it \(2.0\), got"):
+        draft.add_task(1, second, reads=[(first, 1.0)], arrival_s=early)
+
+
 def test_messages_out_of_range_and_empty_graphs_are_refused():
     with pytest.raises(ValueError, match="num_bytes must be > 0, got nan"):
         Messages(num_bytes=float("nan"))

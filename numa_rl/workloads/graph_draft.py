@@ -72,6 +72,7 @@ class GraphDraft:
         self._tasks: list[_Task] = []
         self._edges: list[tuple[int, int]] = []
         self._last_of: dict[int, int] = {}  # each worker's last task
+        self._last_arrival_s: Figure = 0.0
 
     @property
     def num_tasks(self) -> int:
@@ -117,9 +118,14 @@ class GraphDraft:
             arrival_s: when it may start at the earliest, never before a task added before it.
 
         Raises:
-            ValueError: an object that is not there, that nobody has made, or that it reads twice or also owns.
+            ValueError: an object that is not there, that nobody has made, or that it reads twice or also owns; or it
+                may start before a task added before it.
         """
         task = len(self._tasks)
+        if not np.all(np.asarray(arrival_s) >= self._last_arrival_s):
+            raise ValueError(
+                f"task {task} must not arrive before the one added before it ({self._last_arrival_s}), got {arrival_s}."
+            )
         inputs = [read for read, _ in reads]
         for read in (obj, *inputs):
             if not 0 <= read < len(self._objects):
@@ -130,6 +136,7 @@ class GraphDraft:
             if self._objects[read].writer is None:
                 raise ValueError(f"task {task} must read objects that were made before, got {read}.")
             self._read(read, task)
+        self._last_arrival_s = arrival_s
         owned = self._objects[obj]
         if owned.writer is not None and write_fraction == 0.0:
             self._read(obj, task)
