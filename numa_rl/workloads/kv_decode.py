@@ -47,6 +47,8 @@ from numa_rl.workloads.workload import Workload
 
 BoolArray = npt.NDArray[np.bool_]
 
+MOST_SEQUENCES = 10**5  # of an episode: each has a length of its own
+
 
 @dataclass(frozen=True)
 class KVDecode:
@@ -118,6 +120,9 @@ class KVDecode:
             raise ValueError(f"most_tokens must be above steps ({self.steps}), got {self.most_tokens}.")
         if self.num_tasks > MOST_TASKS:
             raise ValueError(f"an episode must have at most {MOST_TASKS} tasks, got {self.num_tasks}.")
+        if self.groups * self.group_sequences > MOST_SEQUENCES:
+            sequences = self.groups * self.group_sequences
+            raise ValueError(f"groups x group_sequences must be at most {MOST_SEQUENCES}, got {sequences}.")
 
     @cached_property
     def model(self) -> Transformer:
