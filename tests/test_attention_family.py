@@ -328,7 +328,7 @@ def test_contiguous_parts_under_a_causal_mask_take_nearly_twice_as_long_as_zigza
         ({"order": "zig"}, "order must be one of contiguous, zigzag, striped, got 'zig'."),
         ({"lanes": 0}, "lanes must be a whole number >= 1, got 0."),
         ({"median_tokens": 0.0}, "median_tokens must be > 0, got 0.0."),
-        ({"tokens_sigma": float("nan")}, "tokens_sigma must be >= 0, got nan."),
+        ({"tokens_sigma": float("nan")}, "tokens_sigma must be in 0..2, got nan."),
         ({"heads": 3}, "heads must divide width (4096), as 2 or 4 would, got 3."),
         ({"kv_heads": 5}, "kv_heads must divide heads (32), as 4 or 8 would, got 5."),
         ({"batch": 0}, "batch must be a whole number >= 1, got 0."),

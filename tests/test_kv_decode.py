@@ -271,7 +271,7 @@ def test_the_programs_own_layout_holds_what_the_closed_form_says(family):
         ({"kept_share": math.nan}, r"kept_share must be in \(0, 1\], got nan"),
         ({"kv_bytes_per_element": math.inf}, "kv_bytes_per_element must be finite and > 0, got inf"),
         ({"median_context_tokens": -1.0}, "median_context_tokens must be finite and > 0, got -1"),
-        ({"context_sigma": -0.1}, "context_sigma must be finite and >= 0, got -0.1"),
+        ({"context_sigma": -0.1}, "context_sigma must be in 0..2, got -0.1"),
         ({"most_tokens": 2}, r"most_tokens must be above steps \(2\), got 2"),
         ({"group_sequences": 10**6}, "groups x group_sequences must be at most 100000, got 8000000"),
         ({"groups": 10**6}, "an episode must have at most 1000000 tasks, got "),

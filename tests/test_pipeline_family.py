@@ -169,7 +169,7 @@ def test_episodes_differ_in_tokens_width_and_how_uneven_pieces_are():
         ({"num_chunks": 2}, r"num_chunks must be 1 for 1f1b, got 2"),
         ({"median_tokens": 0.0}, r"median_tokens must be > 0, got 0\.0\."),
         ({"median_width": float("nan")}, r"median_width must be > 0, got nan\."),
-        ({"piece_sigma": -1.0}, r"piece_sigma must be >= 0, got -1\.0\."),
+        ({"piece_sigma": -1.0}, r"piece_sigma must be in 0..2, got -1\.0\."),
         ({"state_bytes_per_parameter": 1.0}, r"must be >= bytes_per_element \(2\.0\), got 1\.0\."),
         ({"num_micro_batches": 10**5}, r"2 p m v lanes must be at most 1000000 tasks, got 3200000\."),
     ],

@@ -95,7 +95,7 @@ class SplitAttention:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}.")
         require_count(lanes=self.lanes)
         require(self, "median_tokens flops_per_s bytes_per_s", "> 0", lambda value: value > 0)
-        require(self, "tokens_sigma compute_sigma", ">= 0", lambda value: value >= 0)
+        require(self, "tokens_sigma compute_sigma", "in 0..2", lambda value: 0 <= value <= 2)
         self.split.require_fit(self.shape(self.token_unit))
         most = self.split.num_nodes * (1 + self.lanes * (2 * self.sequence_parts + 3))
         if most > MOST_TASKS:

@@ -85,7 +85,7 @@ class Ffn:
             bytes_per_element=self.bytes_per_element,
         )
         require(self, "median_tokens median_width flops_per_s bytes_per_s", "> 0", lambda value: value > 0)
-        require(self, "tokens_sigma width_sigma", ">= 0", lambda value: value >= 0)
+        require(self, "tokens_sigma width_sigma", "in 0..2", lambda value: 0 <= value <= 2)
         if not self.message_bytes > 0:
             raise ValueError(f"message_bytes must be > 0, got {self.message_bytes}.")
         require(self, "message_overhead_s", ">= 0", lambda value: value >= 0)

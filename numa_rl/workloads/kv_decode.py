@@ -113,7 +113,7 @@ class KVDecode:
         require_count(**{name: getattr(self, name) for name in counts.split()})
         sizes = "median_context_tokens kv_bytes_per_element bytes_per_element flops_per_s bytes_per_s"
         require(self, sizes, "finite and > 0", lambda value: value > 0)
-        require(self, "context_sigma", "finite and >= 0", lambda value: value >= 0)
+        require(self, "context_sigma", "in 0..2", lambda value: 0 <= value <= 2)
         require(self, "kept_share", "in (0, 1]", lambda value: 0 < value <= 1)
         require(self, "page_tokens", "a whole number >= 0", lambda value: value >= 0 and value % 1 == 0)
         if self.most_tokens <= self.steps:

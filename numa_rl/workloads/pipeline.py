@@ -116,7 +116,7 @@ class Pipeline:
         require_count(lanes=self.lanes, layers_per_piece=self.layers_per_piece)
         sizes = "median_tokens median_width bytes_per_element flops_per_s bytes_per_s"
         require(self, sizes, "> 0", lambda value: value > 0)
-        require(self, "tokens_sigma width_sigma piece_sigma", ">= 0", lambda value: value >= 0)
+        require(self, "tokens_sigma width_sigma piece_sigma", "in 0..2", lambda value: 0 <= value <= 2)
         least = self.bytes_per_element
         require(self, "state_bytes_per_parameter", f">= bytes_per_element ({least})", lambda value: value >= least)
         tasks = 2 * self.num_stages * self.num_micro_batches * self.num_chunks * self.lanes
