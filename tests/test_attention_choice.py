@@ -229,6 +229,8 @@ def test_weights_by_head_fit_where_all_of_them_do_not():
     machine = replace(two_socket(), memory_bytes=np.full(2, float(shape.weight_bytes)))
     with pytest.raises(ValueError, match="so only weights split by heads might do"):
         best_split(shape, machine)
+    with pytest.raises(ValueError, match="so only weights of fewer bytes or a smaller width might do"):
+        best_split(replace(shape, heads=1), machine)
     choice = best_split(shape, machine, weights=Weights.BY_HEAD)
     assert [(cost.split.kind, cost.fits) for cost in choice.costs] == [("head", True), ("sequence", False)]
     tiny = replace(machine, memory_bytes=np.full(2, 1000.0))

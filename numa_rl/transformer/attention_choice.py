@@ -290,7 +290,11 @@ def _too_large(shape: AttentionShape, topology: Topology, least: SplitCost) -> s
         f"{least.peak_bytes_with_weights / 1e9:.4g} GB on a node that has {room / 1e9:.4g} GB"
     )
     if shape.weight_bytes >= room:
-        advice = "more nodes" if least.split.gathers else "weights split by heads"
+        advice = "weights split by heads"
+        if shape.heads == 1:
+            advice = "weights of fewer bytes or a smaller width"
+        elif least.split.gathers:
+            advice = "more nodes"
         return f"{found}; all weights alone take {shape.weight_bytes / 1e9:.4g} GB, so only {advice} might do."
     # The sequence split goes with any number of nodes, and what it holds is in proportion to the tokens of a part.
     token_bytes = int(SplitCount(replace(shape, tokens=3, causal=False), AttentionSplit(1, 3)).peak_bytes.max())
