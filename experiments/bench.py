@@ -13,17 +13,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from stable_baselines3 import PPO
 
 from agents.ppo.config import PPOConfig
-from agents.ppo.policy import PlacementPolicy
 from agents.rules.base import Rule
 from agents.rules.catalog import make_rule, rule_names
-from agents.vec_env import NumaVecEnv
 from envs.observation import ObservationKind
 from envs.observation_kernel import Float32
 from envs.world import Rows, World
@@ -63,6 +59,9 @@ class Bench:
         if not 1 <= self.steps <= 256:
             raise ValueError(f"--steps must be in 1..256, got {self.steps}.")
         require_writable(self.out, "--out")
+
+        import torch  # takes seconds
+
         torch.set_num_threads(1)
         console = Console()
         with console.status("simulator and observation"):
@@ -167,6 +166,11 @@ class Bench:
 
     def _ppo_rate(self) -> float:
         """Decisions per second of Stable-Baselines3's PPO with the placement policy, rollout and training."""
+        from stable_baselines3 import PPO  # torch takes seconds
+
+        from agents.ppo.policy import PlacementPolicy
+        from agents.vec_env import NumaVecEnv
+
         config = PPOConfig()
         env = NumaVecEnv(World.default(), config.num_envs, reward_scale=0.02)
         model = PPO(

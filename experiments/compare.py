@@ -26,7 +26,6 @@ from agents.tuning import default_parameters
 from envs.observation import Observer
 from envs.world import World
 from experiments.files import require_outputs, write_json
-from experiments.plots import plot_costs
 from experiments.scenario import Scenario, Split, load_scenario
 from experiments.tune import load_or_tune, require_at_least, world_of
 from numa_rl.simulator.simulator import Simulator
@@ -90,6 +89,8 @@ class Compare:
         if self.json is not None:
             write_json(self.json, comparison.to_dict())
         if self.plot is not None:
+            from experiments.plots import plot_costs  # matplotlib takes a second
+
             plot_costs(comparison, self.plot)
         print_comparison(comparison, console)
 

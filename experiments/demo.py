@@ -10,10 +10,8 @@ import tyro
 from rich.console import Console
 
 from agents.ppo.config import TrainingConfig
-from agents.ppo.storage import load_policy
 from experiments.compare import compare, print_comparison
 from experiments.files import write_json
-from experiments.plots import plot_costs
 from experiments.scenario import load_scenario
 from experiments.train import Train, prepare, train_policy
 from experiments.tune import load_or_tune, require_at_least
@@ -37,8 +35,12 @@ class Demo:
 
     def run(self) -> None:
         """Train, compare, write, and say where."""
-        console = Console()
         require_at_least(1, self.episodes, "--episodes")
+
+        from agents.ppo.storage import load_policy  # torch takes seconds, matplotlib one
+        from experiments.plots import plot_costs
+
+        console = Console()
         scenario = load_scenario(SCENARIO)
         console.print(f"[bold]{scenario.description}[/bold]", highlight=False)
         train = Train(scenario=SCENARIO, overwrite=True, config=self.config)

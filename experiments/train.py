@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -15,13 +15,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from agents.evaluation import evaluate
 from agents.ppo.config import TrainingConfig
-from agents.ppo.training import Progress as Standing
-from agents.ppo.training import Trainer
 from agents.rules.greedy import PricedGreedy
 from experiments.cli import INTERRUPTED
 from experiments.files import require_writable, write_json
 from experiments.scenario import Split, load_scenario
 from experiments.tune import load_or_tune, require_at_least, world_of
+
+if TYPE_CHECKING:
+    from agents.ppo.training import Progress as Standing
 
 RUN_FILE = "run.json"
 
@@ -79,6 +80,8 @@ def train_policy(train: Train, folder: Path, console: Console, *, resume: bool =
         ValueError: what was saved does not fit.
         SystemExit: with code 130 after Ctrl-C, once all is saved.
     """
+    from agents.ppo.training import Trainer  # torch takes seconds
+
     assert train.scenario is not None
     scenario = load_scenario(train.scenario)
     with console.status("") as status:

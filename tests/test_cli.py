@@ -569,6 +569,13 @@ def test_help_lists_the_commands(run):
     assert all(command in run("machine", "--help").out for command in ("show", "list"))
 
 
+def test_the_command_line_starts_without_what_only_some_commands_need():
+    heavy = ("torch", "stable_baselines3")
+    program = f"import sys, experiments.commands; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("words", [[], ["machine"], ["fly"], ["machine", "show"], ["compare"], ["tune"]])
 def test_an_incomplete_command_is_refused(run, words):
     ended = run(*words)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from stable_baselines3 import PPO
 from strategies import seeds
 
-from agents.ppo.policy import CLOSED, SMALLEST_COST, PairScorer, PlacementPolicy, PolicyConfig
+from agents.ppo.config import PolicyConfig
+from agents.ppo.policy import CLOSED, SMALLEST_COST, PairScorer, PlacementPolicy
 from agents.ppo.storage import LearnedScheduler
 from agents.rules.greedy import Greedy, PricedGreedy, priced_cost
 from agents.vec_env import NumaVecEnv

@@ -15,7 +15,8 @@ import torch
 from gymnasium import spaces
 from safetensors.torch import load, save_file
 
-from agents.ppo.policy import PlacementPolicy, PolicyConfig
+from agents.ppo.config import PolicyConfig
+from agents.ppo.policy import PlacementPolicy
 from agents.ppo.storage import (
     FORMAT,
     METADATA_KEY,

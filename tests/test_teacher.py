@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import Play, Task, plays, seeds, toy_machine, toy_workload
 
-from agents.ppo.config import TeacherConfig
-from agents.ppo.policy import PlacementPolicy, PolicyConfig
+from agents.ppo.config import PolicyConfig, TeacherConfig
+from agents.ppo.policy import PlacementPolicy
 from agents.ppo.teacher import Labels, RolloutTeacher, joined, learn
 from agents.rollouts import Rollouts
 from agents.rules.greedy import PricedGreedy

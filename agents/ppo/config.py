@@ -1,4 +1,6 @@
-"""How a run goes: the settings of both phases of training. The command line is made from these.
+"""How a run goes: the settings of the policy and of both phases of training.
+
+The command line is made from these, so nothing here imports torch, which takes seconds.
 
 References:
     [1] J. Schulman et al., "Proximal policy optimization algorithms", 2017.
@@ -8,7 +10,46 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from agents.ppo.policy import PolicyConfig
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The network and the rule it starts from.
+
+    Attributes:
+        node_width: H of the node encoder.
+        pair_width: hidden width for pairs.
+        congestion_price: p1 of the prior, see `agents.rules.greedy.priced_cost`.
+        crowding_price: p2.
+        migration_share: p3.
+        alpha: the reward's weight of T_comm.
+        prior_scale: how sharp the prior is: a placement that costs 1% more is exp(-prior_scale / 100) times as likely.
+
+    Raises:
+        ValueError: a width is below 1 or a price is out of its range.
+    """
+
+    node_width: int = 32
+    pair_width: int = 12
+    congestion_price: float = 1.0
+    crowding_price: float = 1.5
+    migration_share: float = 0.3
+    alpha: float = 1.0
+    prior_scale: float = 20.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, low, high in (
+            ("node_width", 1, 4096),
+            ("pair_width", 1, 4096),
+            ("congestion_price", 0, 1e6),
+            ("crowding_price", 0, 1e6),
+            ("migration_share", 0, 1),
+            ("alpha", 0, 1e6),
+            ("prior_scale", 1e-3, 1e6),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"policy: {name} must be in {low}..{high:g}, got {value}.")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
+from agents.ppo.config import PolicyConfig as PolicyConfig  # also read from here, where it used to be
 from agents.rules.greedy import priced_cost
 from envs.observation import ObservationKind, ObservationLayout
 from envs.observation_kernel import TaskFeature
@@ -37,47 +38,6 @@ SMALLEST_COST = 1e-4  # keeps the logarithm of a cost finite, in reference times
 NODE_GROUPS = ("memory", "queue", "data", "inputs", "access", "migration", "task_mask", "data_mask")
 NUM_NODE_FEATURES = len(NODE_GROUPS) + 5
 NUM_PAIR_FEATURES = 7
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """The network and the rule it starts from.
-
-    Attributes:
-        node_width: H of the node encoder.
-        pair_width: hidden width for pairs.
-        congestion_price: p1 of the prior, see `priced_cost`.
-        crowding_price: p2.
-        migration_share: p3.
-        alpha: the reward's weight of T_comm.
-        prior_scale: how sharp the prior is: a placement that costs 1% more is exp(-prior_scale / 100) times as likely.
-
-    Raises:
-        ValueError: a width is below 1 or a price is out of its range.
-    """
-
-    node_width: int = 32
-    pair_width: int = 12
-    congestion_price: float = 1.0
-    crowding_price: float = 1.5
-    migration_share: float = 0.3
-    alpha: float = 1.0
-    prior_scale: float = 20.0
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name, low, high in (
-            ("node_width", 1, 4096),
-            ("pair_width", 1, 4096),
-            ("congestion_price", 0, 1e6),
-            ("crowding_price", 0, 1e6),
-            ("migration_share", 0, 1),
-            ("alpha", 0, 1e6),
-            ("prior_scale", 1e-3, 1e6),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"policy: {name} must be in {low}..{high:g}, got {value}.")
 
 
 class PairScorer(nn.Module):

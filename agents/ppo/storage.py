@@ -24,7 +24,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from agents.ppo.policy import PairScorer, PlacementPolicy, PolicyConfig
+from agents.ppo.config import PolicyConfig
+from agents.ppo.policy import PairScorer, PlacementPolicy
 from agents.scheduler import Actions, Memory
 from envs.observation import ObservationKind, ObservationLayout
 

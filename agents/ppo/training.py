@@ -30,9 +30,9 @@ from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor
 
 from agents.evaluation import evaluate
-from agents.ppo.config import TrainingConfig
+from agents.ppo.config import PolicyConfig, TrainingConfig
 from agents.ppo.dashboard import Dashboard
-from agents.ppo.policy import PlacementPolicy, PolicyConfig
+from agents.ppo.policy import PlacementPolicy
 from agents.ppo.storage import LearnedScheduler, load_weights, read_tensors, save_policy, write_tensors
 from agents.ppo.teacher import Labels, RolloutTeacher
 from agents.rules.greedy import PricedGreedy
