@@ -230,7 +230,7 @@ def test_weights_by_head_fit_where_all_of_them_do_not():
     with pytest.raises(ValueError, match="so only weights split by heads might do"):
         best_split(shape, machine)
     with pytest.raises(ValueError, match="so only weights of fewer bytes or a smaller width might do"):
-        best_split(replace(shape, heads=1), machine)
+        best_split(replace(shape, heads=1, kv_heads=1), machine)
     choice = best_split(shape, machine, weights=Weights.BY_HEAD)
     assert [(cost.split.kind, cost.fits) for cost in choice.costs] == [("head", True), ("sequence", False)]
     tiny = replace(machine, memory_bytes=np.full(2, 1000.0))
