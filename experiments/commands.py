@@ -41,7 +41,9 @@ TRANSFORMER = "How a transformer's layers, its cache and its pipeline are best s
 
 # What tyro draws around an error, and the name of its own that it puts before ours.
 FRAME = re.compile(r"[\u2500-\u257f]+|-{4,}|^\s*[|+]|[|+]\s*$|Error parsing \S+: ", re.MULTILINE)
-TITLES = re.compile(r"^\s*(Value|Parsing) error\s*", re.MULTILINE)
+TITLES = re.compile(
+    r"^\s*((Value|Parsing) error|Invalid choice(?=\s+invalid)|Unrecognized options(?=\s+Unrec))\s*", re.MULTILINE
+)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Any:

@@ -28,6 +28,7 @@ from numa_rl.transformer.parallel_plan import (
 from numa_rl.transformer.step_time import Cluster, cluster_of
 from numa_rl.workloads.parameters import require
 
+PARAMS = "200T"  # the chapter's, exercise 6
 SHAPE_TOLERANCE = 0.1  # of the parameters stated: biases, norms and a gate more or less are no contradiction
 
 
@@ -38,7 +39,7 @@ class MemoryPlan:
     Amounts are plain numbers or such as 175B, 200T, 1TB, 512GiB. The defaults are the chapter's exercise 6.
 
     Attributes:
-        params: parameters of the model, such as 200T; left out, those of the shape.
+        params: parameters of the model, such as 175B; left out, those of the shape, or else the chapter's 200T.
         layers: the shape: layers; left out, one in the proportions of GPT-3 that has about --params.
         width: the shape: width of the model.
         heads: the shape: heads.
@@ -172,11 +173,7 @@ class MemoryPlan:
         if self.layers is None or self.width is None or self.heads is None:
             if len(left_out) < len(shape):
                 raise ValueError(f"--layers, --width and --heads must be given together, got no {left_out[0]}.")
-            if self.params is None:
-                raise ValueError(
-                    "a model must have --params, such as 200T, or --layers, --width and --heads, got none."
-                )
-            count = parse_count(self.params, "--params")
+            count = parse_count(PARAMS if self.params is None else self.params, "--params")
             if self.kv_heads is not None:
                 raise ValueError("--kv-heads must come with --layers, --width and --heads, got none of them.")
             return proportioned(count), count

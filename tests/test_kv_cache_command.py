@@ -172,7 +172,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, monkeypatch, capsy
         ({"machine": "nowhere"}, "nowhere"),
         ({"layers": 0}, "layers must be a whole number >= 1, got 0"),
         ({"layers": 4}, "8 sockets for 4 layers of 8 heads: 4 sockets would do"),
-        ({"heads": 7}, r"heads must divide width \(256\) unless head_dim is given, got 7"),
+        ({"heads": 7}, r"heads must divide width \(256\), got 7; 4 or 8 would do"),
         ({"kv_heads": 3}, r"kv_heads must divide heads \(8\), got 3"),
         ({"context": 0}, "--context must be >= 1, got 0"),
         ({"longest": 500}, "--longest must be >= 501, got 500"),

@@ -261,7 +261,7 @@ def test_the_programs_own_layout_holds_what_the_closed_form_says(family):
     [
         ({"layers": 0}, "layers must be a whole number >= 1, got 0"),
         ({"kv_heads": 3}, r"kv_heads must divide heads \(8\), got 3"),
-        ({"heads": 7, "kv_heads": 7}, r"heads must divide width \(1024\) unless head_dim is given, got 7"),
+        ({"heads": 7, "kv_heads": 7}, r"heads must divide width \(1024\), got 7; 4 or 8 would do"),
         ({"groups": 0}, "groups must be a whole number >= 1, got 0"),
         ({"layout": "rows"}, "layout must be one of layers-in-turn, .*, got 'rows'"),
         ({"layers": 4}, "got 8 sockets for 4 layers of 8 heads: 4 sockets would do"),

@@ -57,6 +57,10 @@ def test_the_chapters_model_does_not_fit_8_tb_and_what_would_hold_it():
     assert whole["total"] == pytest.approx(sum(size for name, size in whole.items() if name != "total"))
 
 
+def test_without_options_the_plan_is_the_chapters():
+    assert MemoryPlan().outlook().to_dict() == MemoryPlan(params="200T").outlook().to_dict()
+
+
 def test_what_each_option_changes():
     found = {each["option"]: each["bytes"] for each in written(**CHAPTER)["options"]}
     total = written(**CHAPTER)["whole_bytes"]["total"]
@@ -251,7 +255,6 @@ def test_times_are_written(value, text):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "a model must have --params, such as 200T, or --layers, --width and --heads, got none"),
         ({"params": "many"}, "--params must be a number > 0 .* got 'many'"),
         ({"params": "1e5"}, "parameters must be finite and >= 196608"),
         ({"params": "1e300"}, "parameters must be in 1..1e.18, got 1e.300"),

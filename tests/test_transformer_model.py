@@ -38,7 +38,7 @@ def test_a_transformer_of_so_many_parameters_has_about_as_many(parameters):
     ("shape", "message"),
     [
         ({"layers": 0}, "layers must be a whole number >= 1, got 0"),
-        ({"heads": 3}, r"heads must divide width \(64\) unless head_dim is given, got 3"),
+        ({"heads": 3}, r"heads must divide width \(64\), got 3; 2 or 4 would do"),
         ({"kv_heads": 3}, r"kv_heads must divide heads \(4\), got 3"),
         ({"width": 1.5}, "width must be a whole number >= 1, got 1.5"),
         ({"vocabulary": -1}, "vocabulary must be a whole number >= 0, got -1"),

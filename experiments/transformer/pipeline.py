@@ -15,8 +15,9 @@ from experiments.files import require_outputs, write_json
 from experiments.transformer.pipeline_run import Job, ScheduleRun, run_schedule
 from numa_rl.machines.catalog import load_machine
 from numa_rl.topology import Topology
+from numa_rl.transformer.divisors import divisors
 from numa_rl.transformer.memory_plan import Recompute, Training
-from numa_rl.transformer.model import WIDTH_PER_LAYER, Transformer
+from numa_rl.transformer.model import MOST_SEARCHED, WIDTH_PER_LAYER, Transformer
 from numa_rl.transformer.pipeline_schedule import (
     INTERLEAVED,
     ONE_F_ONE_B,
@@ -41,7 +42,7 @@ class Pipeline:
         chunks: runs of layers that each stage has in the interleaved schedule.
         machine: a machine's name (`machine list` prints them), or the path of a file that describes one.
         width: of the model.
-        heads: of attention; left out, one for each 128 of width.
+        heads: of attention; left out, one for each 128 of width, or as many fewer as divide it.
         vocabulary: rows of the embedding, which the first and the last layer hold.
         tokens: of a sequence.
         sequences: of a micro-batch.
@@ -93,12 +94,20 @@ class Pipeline:
         print_stages(job, chosen, console)
         print_schedules(runs, failures, chosen, console)
 
+    @property
+    def _heads(self) -> int:
+        """Of attention, where nothing is said: those of 128 elements, or of as few more as divide the width."""
+        if not 1 <= self.width <= MOST_SEARCHED:
+            raise ValueError(f"--width must be in 1..{MOST_SEARCHED} without --heads, got {self.width}.")
+        most = max(self.width // WIDTH_PER_LAYER, 1)
+        return max(each for each in divisors(self.width) if each <= most)
+
     def job(self, topology: Topology) -> Job:
         """What is to be done; raises ValueError where an option is out of range."""
         kinds = [kind.value for kind in Recompute]
         if self.recompute not in kinds:
             raise ValueError(f"--recompute must be one of {', '.join(kinds)}, got {self.recompute!r}.")
-        heads = max(self.width // WIDTH_PER_LAYER, 1) if self.heads is None else self.heads
+        heads = self._heads if self.heads is None else self.heads
         model = Transformer(self.layers, self.width, heads, vocabulary=self.vocabulary)
         return Job(
             topology=topology,

@@ -16,10 +16,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from numa_rl.transformer.divisors import divisors, nearest
 from numa_rl.workloads.parameters import require
 
 BACKWARD_OVER_FORWARD = 2  # gradients are taken with respect to the inputs and to the weights [2]
 FFN_OVER_WIDTH = 4  # [2]
+MOST_SEARCHED = 10**9  # width of which divisors are looked for
 WIDTH_PER_LAYER = 128  # the shape of GPT-3 175B, 12288 wide and 96 layers deep
 
 
@@ -52,7 +54,8 @@ class Transformer:
         """Fill in what was left open, and check the ranges."""
         require(self, "layers width heads", "a whole number >= 1", lambda value: value >= 1 and value % 1 == 0)
         if self.head_dim is None and self.width % self.heads:
-            raise ValueError(f"heads must divide width ({self.width}) unless head_dim is given, got {self.heads}.")
+            would = f"; {nearest(divisors(self.width), self.heads)} would do" if self.width <= MOST_SEARCHED else ""
+            raise ValueError(f"heads must divide width ({self.width}), got {self.heads}{would}.")
         defaults = {
             "kv_heads": self.heads,
             "head_dim": self.width // self.heads,
