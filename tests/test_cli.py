@@ -570,7 +570,7 @@ def test_help_lists_the_commands(run):
 
 
 def test_the_command_line_starts_without_what_only_some_commands_need():
-    heavy = ("torch", "stable_baselines3")
+    heavy = ("torch", "stable_baselines3", "matplotlib", "pyarrow")
     program = f"import sys, experiments.commands; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

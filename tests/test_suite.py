@@ -1,5 +1,7 @@
 """What the standard suite consists of: cells of equal load, splits that share nothing, what is held out."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -13,6 +15,7 @@ from small_suite import small
 
 from agents.rules.catalog import RULES
 from experiments.scenario import Split, load_scenario
+from experiments.suite import sources
 from experiments.suite.definition import QUICK, STANDARD, read_definition
 from experiments.suite.load import faster, local_service_s, offered_load
 from experiments.suite.tuning import YARDSTICK, tune_suite
@@ -255,3 +258,15 @@ def test_a_part_of_the_suite_must_be_of_the_suite(tmp_path: Path):
 def test_a_definition_must_be_a_readable_file(tmp_path: Path, name: str):
     with pytest.raises(ValueError, match=r"a suite must be a readable file: "):
         read_definition(tmp_path / name)
+
+
+def test_results_depend_on_all_code_that_makes_episodes():
+    program = "import sys, numa_rl.workloads.catalog, numa_rl.simulator.simulator; print(*[m.__file__ for n, m in "
+    program += "sys.modules.items() if n.startswith('numa_rl.')], sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    counted = {path for pattern in sources.EVERYBODY for path in pattern.parent.glob(pattern.name)}
+    # Machines count by their figures; parts of graphs are for planners and programs' own layouts.
+    apart = ("machines", "partition")
+    used = {Path(line) for line in done.stdout.split() if Path(line).name != "__init__.py"}
+    assert len(used) > 40
+    assert {path for path in used if path.parent.name not in apart} <= counted

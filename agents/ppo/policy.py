@@ -27,7 +27,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor, nn
 
-from agents.ppo.config import PolicyConfig as PolicyConfig  # also read from here, where it used to be
+from agents.ppo.config import PolicyConfig
 from agents.rules.greedy import priced_cost
 from envs.observation import ObservationKind, ObservationLayout
 from envs.observation_kernel import TaskFeature

@@ -25,7 +25,8 @@ from gymnasium import spaces
 from torch import nn
 
 from agents.evaluation import evaluate
-from agents.ppo.policy import PlacementPolicy, PolicyConfig
+from agents.ppo.config import PolicyConfig
+from agents.ppo.policy import PlacementPolicy
 from agents.ppo.storage import LearnedScheduler
 from agents.rules.greedy import PricedGreedy
 from agents.scheduler import Actions

@@ -19,7 +19,6 @@ from experiments.files import require_writable, write_json
 from experiments.scenario import Split
 from experiments.suite.cache import Cache
 from experiments.suite.definition import QUICK, STANDARD, Cell, Definition, read_definition
-from experiments.suite.outputs import write_results
 from experiments.suite.players import LearnedPlayer, PlannerPlayer, Player
 from experiments.suite.report import sheets, summary
 from experiments.suite.results import SuiteResult
@@ -73,6 +72,9 @@ class Suite:
                 written.
         """
         definition, others = self._checked()
+
+        from experiments.suite.outputs import write_results  # matplotlib and pyarrow take a second
+
         console = Console()
         runner = Runner(Cache(self.out / "cache"), self.workers or os.cpu_count() or 1, self.seed)
         with runner.clock.part("cells"):

@@ -25,6 +25,7 @@ NUMA_RL, ENVS, AGENTS, EXPERIMENTS = (Path(str(package.__file__)).parent for pac
 EVERYBODY = (
     *(NUMA_RL / pattern for pattern in ("*.py", "simulator/*.py", "workloads/*.py", "communication/*.py")),
     *(NUMA_RL / pattern for pattern in ("coherence/*.py", "stealing/*.py", "partition/tree_match.py")),
+    NUMA_RL / "transformer/*.py",
     ENVS / "*.py",
     *(AGENTS / pattern for pattern in ("evaluation.py", "scheduler.py", "settings.py", "tuning.py", "rules/*.py")),
     *(EXPERIMENTS / pattern for pattern in ("scenario.py", "tune.py", "suite/work.py")),
