@@ -92,13 +92,17 @@ def print_contradictions(console: Console) -> None:
 
 def print_splits(splits: Mapping[str, Figures], console: Console) -> None:
     """Print how long a step takes in each split."""
-    table = _table("split, hand-tuned", ("ms", "remote", "link", "core time"))
+    table = _table("split, hand-tuned", ("slower", "remote", "link", "core time"))
+    least_s = min(figures.step_s for figures in splits.values())
     for name, figures in splits.items():
-        cells = (f"{figures.step_s * 1e3:.0f}", f"{figures.remote_bytes:.1%}", f"{figures.busiest_link:.0%}")
+        cells = (f"{figures.step_s / least_s:.2f}x", f"{figures.remote_bytes:.1%}", f"{figures.busiest_link:.0%}")
         table.add_row(name, *cells, _time(figures.shares), style="bold" if name == next(iter(splits)) else "")
     console.print(table)
     console.print(
-        "Every way to share out the same work, on tuning episodes; MP x DP x PP.", style="dim", highlight=False
+        "Every way to share out the same work, MP x DP x PP, on tuning episodes, whose steps have other numbers of "
+        "tokens than those of the first table; slower: than the fastest.",
+        style="dim",
+        highlight=False,
     )
 
 
