@@ -203,9 +203,7 @@ def test_columns_first_need_no_sum_before_f():
 
 # Laws and two routes
 
-
-@settings(deadline=None, max_examples=60)
-@given(
+ANY_SPLIT = given(
     way=st.sampled_from(WAYS),
     parts=st.integers(1, 9),
     tokens=st.integers(1, 12),
@@ -214,6 +212,10 @@ def test_columns_first_need_no_sum_before_f():
     activation=st.sampled_from([RELU, GELU, TANH]),
     seed=st.integers(0, 2**32),
 )
+
+
+@settings(deadline=None, max_examples=60)
+@ANY_SPLIT
 def test_every_way_gives_the_plain_output_and_sends_holds_and_computes_as_it_says(
     way, parts, tokens, width, inner, activation, seed
 ):
@@ -229,15 +231,7 @@ def test_every_way_gives_the_plain_output_and_sends_holds_and_computes_as_it_say
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    way=st.sampled_from(WAYS),
-    parts=st.integers(1, 9),
-    tokens=st.integers(1, 12),
-    width=st.integers(1, 4),
-    inner=st.integers(1, 6),
-    activation=st.sampled_from([RELU, GELU, TANH]),
-    seed=st.integers(0, 2**32),
-)
+@ANY_SPLIT
 def test_every_way_gives_the_plain_gradients_and_sends_what_training_says(
     way, parts, tokens, width, inner, activation, seed
 ):
