@@ -6,8 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from numa_rl.machines.completion import EXCLUSIVE_OR, FROM_DISTANCES, MEMORY_ONLY, MIRRORED, completed
-from numa_rl.machines.load_curve import fit_loaded_latency
+from numa_rl.machines.completion import (
+    BY_SOCKET,
+    EXCLUSIVE_OR,
+    FROM_DISTANCES,
+    LINK_SHARE,
+    MEMORY_ONLY,
+    MIRRORED,
+    completed,
+    spread,
+)
+from numa_rl.machines.load_curve import fit_loaded_latency, loaded_points
 from numa_rl.machines.slit import links_from_distances, without_detours
 from numa_rl.topology import hop_counts
 
@@ -109,6 +118,59 @@ def test_the_unit_of_cost_does_not_matter(case, unit):
     np.testing.assert_allclose(
         completed(cost * unit, has_cores, distances)[0], completed(cost, has_cores, distances)[0] * unit, rtol=1e-9
     )
+
+
+def test_another_socket_is_drawn_from_as_the_links_and_the_requests_in_flight_allow():
+    latency = np.array([[100, 110, 175, 350], [110, 100, 350, 175], [175, 350, 100, 110], [350, 175, 110, 100]], float)
+    filled, notes = spread(np.diag([60.0, 60, 40, 40]) + np.where(np.eye(4) == 1, 0, NAN), every(4), latency, 0.5, 1.75)
+    # Links: half of 120 and of 80. In flight: 1.75 x own x 100 / latency. And no more than the memory delivers.
+    np.testing.assert_allclose(filled, [[60, 60, 40, 30], [60, 60, 30, 40], [40, 20, 40, 40], [20, 40, 40, 40]])
+    assert notes == [f"derived: 12 of 16 pairs {BY_SOCKET}"]
+
+
+def test_slow_memory_without_cores_is_no_slower_from_another_socket_whose_links_carry_it():
+    known = np.array([[100, NAN, 17], [NAN, 100, NAN], [NAN, NAN, NAN]])
+    slit = np.array([[10, 20, 30], [20, 10, 40], [30, 40, 10]], float)
+    filled, notes = spread(known, np.array([True, True, False]), slit, 0.4, 2.0)
+    np.testing.assert_allclose(filled, [[100, 40, 17], [40, 100, 17], [NAN, NAN, NAN]])
+    assert notes == [f"derived: pairs 0 to 1, 1 to 0, 1 to 2 {BY_SOCKET}"]
+
+
+def test_what_is_known_between_sockets_says_more_than_the_law():
+    known = np.array([[100, 30], [NAN, 100]])
+    filled, notes = spread(known, every(2), None)
+    np.testing.assert_array_equal(filled, known)
+    assert notes == []
+
+
+def test_without_distances_every_node_is_a_socket():
+    filled, _ = spread(np.array([[100, NAN], [NAN, 50]]), every(2), None)
+    np.testing.assert_allclose(filled, [[100, 100 * LINK_SHARE], [50 * LINK_SHARE, 50]])
+
+
+@given(
+    st.lists(st.floats(1, 1e3), min_size=1, max_size=6),
+    st.floats(10, 60),
+    st.floats(0.1, 1),
+    st.floats(0.5, 3),
+    st.floats(0.1, 10),
+)
+def test_no_memory_delivers_more_than_at_home_in_any_unit(local, far, share, flight, unit):
+    n = len(local)
+    known = np.where(np.eye(n) == 1, local, NAN)
+    distances = np.where(np.eye(n) == 1, 10.0, far)
+    filled, notes = spread(known, every(n), distances, share, flight)
+    np.testing.assert_array_equal(np.diagonal(filled), local)
+    assert (filled <= np.array(local)[None, :]).all()
+    assert (filled > 0).all()
+    assert (notes == []) == (n == 1)
+    np.testing.assert_allclose(spread(known * unit, every(n), distances, share, flight)[0], filled * unit)
+
+
+def test_points_near_the_peak_that_are_slower_than_it_are_saturated():
+    load = np.array([0.02, 0.2, 0.4, 0.6, 0.95, 0.97, 1.0])
+    latency = np.array([1.0, 1.1, 1.2, 1.3, 1.5, 2.1, 2.0])
+    assert loaded_points(latency, load)[2].tolist() == [True, True, True, True, True, False, False]
 
 
 def test_a_detour_within_the_tolerance_takes_the_place_of_a_link():

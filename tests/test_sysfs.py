@@ -10,6 +10,7 @@ from system_files import archive, hmat_table, locality, side_cache, system_files
 
 from experiments.machine import MachineShow
 from numa_rl.machines.catalog import load_machine
+from numa_rl.machines.completion import BY_SOCKET, LINK_SHARE
 from numa_rl.machines.machine_json import FIGURES
 from numa_rl.machines.sysfs import machine_in_archive
 from numa_rl.topology import Topology
@@ -179,9 +180,10 @@ def test_the_best_initiators_figures_are_completed_by_slit():
     files = {**two_nodes(), **access(0, (0,), 80, 100_000), **access(1, (1,), 80, 100_000)}
     topology = read(files)
     np.testing.assert_allclose(topology.latency_s * 1e9, [[80, 168], [168, 80]])
-    np.testing.assert_allclose(topology.bandwidth_bytes_per_s[0] / 1e9, [100, 100 / 2.1])
+    np.testing.assert_allclose(topology.bandwidth_bytes_per_s[0] / 1e9, [100, 100 * LINK_SHARE])
     assert "best initiators in sysfs" in topology.sources["latency_s"]
     assert "derived: pairs 0 to 1, 1 to 0 by SLIT distance" in topology.sources["latency_s"]
+    assert f"pairs 0 to 1, 1 to 0 {BY_SOCKET}" in topology.sources["bandwidth_bytes_per_s"]
 
 
 def test_class_1_of_processors_comes_before_class_0():

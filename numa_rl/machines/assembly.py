@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from numa_rl.machines.builders import DEFAULT_SOURCES, ChapterFigures
-from numa_rl.machines.completion import FROM_DISTANCES, FROM_LATENCY, BoolArray, completed
+from numa_rl.machines.completion import FROM_DISTANCES, FROM_LATENCY, completed, spread
 from numa_rl.machines.slit import (
+    SLIT_ERROR,
+    BoolArray,
     latency_from_distances,
     links_from_distances,
     uniform_distances,
@@ -38,7 +40,9 @@ ASSUMED_FIGURES = {
     "memory_bytes": "assumed: 64 GiB per node",
 }
 NO_LATENCY = "assumed: 100 ns local, and twice that to any other node; no distances are given"
-SLIT_LATENCY = "derived: from SLIT distances, firmware ratios that are often wrong; assumed: 100 ns local"
+SLIT_LATENCY = (
+    f"derived: from SLIT distances, firmware ratios that are often wrong, {SLIT_ERROR}; assumed: 100 ns local"
+)
 CHAPTER_BANDWIDTH = (
     "assumed: the chapter's exercise 3, 100 GB/s peak, 90 local, 30 remote and per link; no bandwidth is given"
 )
@@ -211,10 +215,12 @@ def _bandwidth(
     else:
         guide = found.distances if found.distances is not None else latency_s if found.latency_s is not None else None
         by = FROM_DISTANCES if found.distances is not None else FROM_LATENCY
-        s_per_byte, notes = completed(1.0 / found.bandwidth_bytes_per_s, found.has_cores, guide, by)
+        measured_first = latency_s if found.latency_s is not None else guide
+        known, spread_notes = spread(found.bandwidth_bytes_per_s, found.has_cores, measured_first)
+        s_per_byte, notes = completed(1.0 / known, found.has_cores, guide, by)
         bandwidth = 1.0 / s_per_byte
         peak = bandwidth[found.has_cores].max(axis=0)
-        pairs = joined(found.sources["bandwidth_bytes_per_s"], *notes)
+        pairs = joined(found.sources["bandwidth_bytes_per_s"], *spread_notes, *notes)
         sources = {
             "memory_bandwidth_bytes_per_s": DRAWN,
             "link_bandwidth_bytes_per_s": LINK_DRAWN,

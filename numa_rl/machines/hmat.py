@@ -20,7 +20,7 @@ import numpy as np
 
 from numa_rl.machines.assembly import Found, joined, memory_side_caches
 from numa_rl.machines.builders import ChapterFigures
-from numa_rl.machines.completion import BoolArray
+from numa_rl.machines.slit import BoolArray
 from numa_rl.topology import FloatArray
 
 SIGNATURE = b"HMAT"

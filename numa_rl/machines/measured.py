@@ -23,7 +23,7 @@ from numa_rl.machines.assembly import Found, assemble, joined
 from numa_rl.machines.builders import ChapterFigures
 from numa_rl.machines.load_curve import fit_loaded_latency
 from numa_rl.machines.machine_json import check_numbers, check_text, show
-from numa_rl.machines.slit import ASSUMED_LOCAL_LATENCY_S
+from numa_rl.machines.slit import ASSUMED_LOCAL_LATENCY_S, SLIT_ERROR
 from numa_rl.topology import FloatArray, LoadedLatency, Topology
 
 NS = 1e-9
@@ -120,7 +120,8 @@ def found_in_measurements(name: str, entry: Any) -> Found:
         found["distances"] = measured.matrix("slit")
         sources.setdefault(
             "latency_s",
-            f"assumed: 100 ns local; derived: remote by SLIT, firmware ratios that are often wrong, {measured.source}",
+            "assumed: 100 ns local; derived: remote by SLIT, firmware ratios that are often wrong, "
+            f"{SLIT_ERROR}, {measured.source}",
         )
     if "mem_mb_per_node" in entry:
         found["memory_bytes"] = measured.array("mem_mb_per_node", holes=True) * MIB

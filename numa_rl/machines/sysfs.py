@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from numa_rl.machines.assembly import Found, assemble, joined, memory_side_caches
-from numa_rl.machines.completion import BoolArray
 from numa_rl.machines.hmat import HMAT_SOURCE, SIGNATURE, found_figures, parse_hmat
 from numa_rl.machines.restriction import ALL, allowed
+from numa_rl.machines.slit import BoolArray
 from numa_rl.machines.sysfs_processors import Processors
 from numa_rl.machines.system_files import CPUS, NODES, SystemFiles
 from numa_rl.machines.tree import ArchiveTree, FolderTree, Tree
