@@ -115,8 +115,9 @@ class Calibrate:
         )
         noise = max(typical for typical, _ in measurements.spread.values())
         if noise > NOISY:
+            share = f"{noise:.0%}"
             console.print(
-                f"Half of the repeats miss the best by over {noise:.0%}: other work was running. Measure when it is not."
+                f"Half of the repeats miss the best by over {share}: other work ran. Measure again without it."
             )
         console.print()
         return base, calibrated(base, measurements, method, self.out.stem)

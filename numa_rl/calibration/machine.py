@@ -68,7 +68,7 @@ def calibrated(base: Topology, measurements: Measurements, method: Method, name:
     machine = measured_on(base, figures, sources)
     told, changed = dict(machine.sources), dict[str, Any]()
     if fit is None:
-        told["loaded_latency"] = joined(told["loaded_latency"], f"given: not measured, {said}")
+        told["loaded_latency"] = joined(told.get("loaded_latency", ""), f"given: not measured, {said}")
     changed["flops_per_s"], told["flops_per_s"] = _flops(measurements, method)
     in_flight = measurements.core_bytes_per_s * np.diagonal(measurements.latency_s)
     if np.isfinite(in_flight).any():
