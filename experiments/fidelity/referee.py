@@ -51,6 +51,8 @@ class Played:
         finish_s: when it finished, shape (T,).
         makespan_s: from the first arrival to the end of the last task.
         loads: share of the makespan that each node's cores, each controller and each link were busy, by name.
+        left_out: 0, or where SimGrid's solver could not do without, the share of an activity's time below which its
+            uses of resources were left out.
     """
 
     decided_s: F64
@@ -58,6 +60,7 @@ class Played:
     finish_s: F64
     makespan_s: float
     loads: dict[str, float]
+    left_out: float = 0.0
 
     @property
     def response_s(self) -> F64:
@@ -196,10 +199,10 @@ def _played(replay: Replay, result: dict[str, Any]) -> Played:
     names = ("decided_s", "started_s", "finish_s")
     decided, started, finish = (np.array([np.inf if t is None else t for t in result[name]]) for name in names)
     decided = np.where(replay.ran, decided, np.inf)
-    return played(replay, decided, started, finish)
+    return played(replay, decided, started, finish, left_out=float(result["left_out"]))
 
 
-def played(replay: Replay, decided_s: F64, started_s: F64, finish_s: F64) -> Played:
+def played(replay: Replay, decided_s: F64, started_s: F64, finish_s: F64, left_out: float = 0.0) -> Played:
     """The times of a replay's tasks with what follows from them: makespan and loads."""
     ran = replay.ran
     makespan_s = max(float(np.max(finish_s[ran], initial=0.0)), float(replay.arrival_s[-1])) - float(
@@ -212,8 +215,8 @@ def played(replay: Replay, decided_s: F64, started_s: F64, finish_s: F64) -> Pla
             for resource, num_bytes in each.amounts.items():
                 moved[resource] += num_bytes
     busy_s = moved / capacities(replay.topology)
-    worked_s = np.bincount(replay.node[ran], (finish_s - started_s)[ran], n)
+    worked_s = np.bincount(replay.node[ran], finish_s[ran] - started_s[ran], n)
     shares = {f"cores {node}": worked_s[node] / cores for node, cores in enumerate(replay.topology.cores) if cores}
     shares |= dict(zip(names[: n + replay.topology.num_links], busy_s, strict=False))
     loads = {name: float(seconds / makespan_s) if makespan_s > 0.0 else 0.0 for name, seconds in shares.items()}
-    return Played(decided_s, started_s, finish_s, makespan_s, loads)
+    return Played(decided_s, started_s, finish_s, makespan_s, loads, left_out)
