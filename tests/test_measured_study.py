@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from experiments.studies.measured import Comparison, MeasuredMachines, compare_with
 from experiments.studies.measured_curves import TARGET_RMSE, curves_of, factor
@@ -21,6 +23,7 @@ from experiments.studies.measured_laws import (
     near_pairs,
     remote_pairs,
 )
+from experiments.studies.measured_report import print_comparison
 from numa_rl.machines.catalog import PRESETS, load_machine
 from numa_rl.machines.completion import IN_FLIGHT, LINK_SHARE, SPREAD_ERROR, spread
 from numa_rl.machines.load_curve import fit_loaded_latency
@@ -250,6 +253,15 @@ def test_figures_of_the_collection_are_carried_unchanged():
 
 
 # The command
+
+
+def test_the_docs_show_what_the_command_prints(comparison):
+    page = Path(__file__).parents[1] / "docs" / "measured-machines.rst"
+    console = Console(file=io.StringIO(), width=80)
+    print_comparison(comparison, console)
+    shown = {line.strip() for line in page.read_text("utf-8").splitlines()}
+    for line in console.file.getvalue().splitlines():  # type: ignore[attr-defined]
+        assert line.strip() in shown
 
 
 def test_the_command_prints_three_comparisons_and_writes_both_files(tmp_path, capsys):

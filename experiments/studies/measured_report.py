@@ -41,8 +41,8 @@ def _print_curves(comparison: Comparison, console: Console) -> None:
     _explain(
         "r(u) = 1 + a u / (1 - c u), at most `saturated`; rmse: of r below saturation, with the preset's figures (*) "
         "or the fit; fit: with those that a reader of the curve gets; default: with those of a machine without one. "
-        "Saturated points do not count: there the latency is that of full queues, and the bandwidth delivered says no "
-        "more how much was offered. saturated: their mean r, then the limit we put on r.",
+        "Saturated points do not count: there the latency is that of full queues, and what is delivered no longer says "
+        "how much was offered. saturated: their mean r, then the limit we put on r.",
         console,
     )
 
@@ -123,7 +123,7 @@ def _print_laws(title: str, outcomes: Sequence[Outcome], console: Console) -> No
     for outcome in outcomes:
         table.add_row(
             outcome.law.name,
-            ", ".join(f"{constant:.3g}" for constant in outcome.fitted) or "-",
+            ", ".join(f"{constant:.3g}" for constant in outcome.fitted if isfinite(constant)) or "-",
             f"{outcome.median:.0%}",
             f"{outcome.mean:.0%}",
             f"{outcome.worst:.0%}",
