@@ -223,8 +223,17 @@ def test_nodes_of_memory_only_start_no_access():
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 0.0, -1.0])
 def test_a_repeat_that_is_no_time_is_an_error(monkeypatch, wrong):
     monkeypatch.setattr(KnownMachine, "repeats", lambda self, slower: np.array([1.0, wrong]))
-    with pytest.raises(ValueError, match="every repeat of latency_s must be finite and > 0"):
+    with pytest.raises(ValueError, match="every repeat of latency_s must be finite and >= 0"):
         measure(KnownMachine(toy_machine(1)), lambda _: None)
+
+
+def test_streams_kept_waiting_for_one_window_do_no_harm(monkeypatch):
+    truth = toy_machine(1)
+    monkeypatch.setattr(
+        KnownMachine, "repeats", lambda self, slower: np.array([1.0, 2.0]) if slower else np.array([0.0, 1.0])
+    )
+    found = measure(KnownMachine(truth), lambda _: None)
+    np.testing.assert_allclose(found.bandwidth_bytes_per_s, truth.bandwidth_bytes_per_s)
 
 
 def test_measurements_of_another_machine_are_refused():

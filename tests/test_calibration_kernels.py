@@ -3,6 +3,8 @@
 import os
 import platform
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numba
 import numpy as np
@@ -102,6 +104,23 @@ def test_a_block_is_the_sum_of_its_words(num_words, seed, data):
     assert one_block(words, block) == int(words[:block].sum()) ^ 1
 
 
+@pytest.mark.parametrize(("num_words", "block"), [(64, 16), (70, 16), (16, 16), (31, 16)])
+def test_a_stream_reads_block_after_block_and_begins_again(num_words, block):
+    words = np.arange(num_words, dtype=np.uint64) ** 2
+    board = np.zeros(2, dtype=np.uint64)
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(stream, words, np.uint64(block), 0, board, 1)
+        while board[1] < 10 * num_words and not running.done():
+            time.sleep(1e-4)
+        board[STOP] = 1
+        total = int(running.result()) ^ 1
+    blocks, rest = divmod(int(board[1]), block)
+    assert rest == 0
+    whole = words[: num_words // block * block].reshape(-1, block).sum(axis=1)
+    rounds, more = divmod(blocks, len(whole))
+    assert total == (rounds * int(whole.sum()) + int(whole[:more].sum())) % 2**64
+
+
 # The compiled code is what it has to be.
 
 
@@ -140,6 +159,13 @@ def test_streams_read_blocks_until_they_are_stopped():
     assert 0 < read <= after
     assert after % (2**8 * 8) == 0
     assert streams.snapshot()[1] == after
+
+
+def test_no_two_streams_read_the_same_word():
+    words = np.arange(103, dtype=np.uint64)
+    parts = Streams(words, [0, 1, 2]).parts
+    assert [len(part) for part in parts] == [34, 34, 34]
+    assert len(np.unique(np.concatenate(parts))) == 102
 
 
 def test_no_streams_read_nothing():

@@ -289,6 +289,18 @@ def test_every_figure_of_this_machine_is_a_time_or_a_rate(here):
 
 
 @linux
+def test_moving_pages_takes_time(here):
+    instrument = LinuxInstrument(here, HUGE_BYTES, Timing(window_s=0.002, repeats=2), np.random.default_rng(1))
+    node = next(node for node, cores in enumerate(here.processors) if cores)
+    try:
+        times = instrument.move_s(node, (node + 1) % len(here.nodes))
+    except RefusedError as error:
+        pytest.skip(str(error))
+    assert times.shape == (2,)
+    assert (times > 0.0).all()
+
+
+@linux
 def test_the_command_writes_this_machine(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(calibrate, "buffer_bytes", lambda *_: 2 * HUGE_BYTES)  # this is of the command, not of memory
     base = load_machine("live")

@@ -193,8 +193,9 @@ class _Run:
         return self._best(figure, repeats, repeats.max())
 
     def _best(self, figure: str, repeats: FloatArray, best: float) -> float:
-        if not (np.isfinite(repeats) & (repeats > 0.0)).all():
-            raise ValueError(f"every repeat of {figure} must be finite and > 0, got {repeats.tolist()}.")
+        if not ((np.isfinite(repeats) & (repeats >= 0.0)).all() and best > 0.0):
+            rule = "finite and >= 0, and the best > 0"  # streams kept waiting for a whole window read nothing in it
+            raise ValueError(f"every repeat of {figure} must be {rule}, got {repeats.tolist()}.")
         self.spreads.setdefault(figure, []).append(abs(float(np.median(repeats)) / best - 1.0))
         return float(best)
 

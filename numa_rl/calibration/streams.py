@@ -23,7 +23,11 @@ MOST_LOOKS = 1000
 
 
 class Streams:
-    """Reads by threads that start with a `with` and end with it."""
+    """Reads by threads that start with a `with` and end with it.
+
+    Attributes:
+        parts: what each of them reads, no word twice.
+    """
 
     def __init__(
         self, words: WordArray, processors: Sequence[int], *, block: int = BLOCK_WORDS, spins: int = 0
@@ -42,7 +46,7 @@ class Streams:
         if len(words) < len(processors):
             raise ValueError(f"words must be at least as many as the {len(processors)} streams, got {len(words)}.")
         part = len(words) // max(len(processors), 1)
-        self._parts = [words[start * part : (start + 1) * part] for start in range(len(processors))]
+        self.parts = [words[start * part : (start + 1) * part] for start in range(len(processors))]
         self._processors = processors
         self._block, self._spins = min(block, part), spins
         self._board = np.zeros((len(processors) + 1) * LINE_WORDS, dtype=np.uint64)
@@ -92,7 +96,7 @@ class Streams:
 
     def _run(self, number: int) -> None:
         pin(self._processors[number])
-        stream(self._parts[number], np.uint64(self._block), self._spins, self._board, self._rows[number])
+        stream(self.parts[number], np.uint64(self._block), self._spins, self._board, self._rows[number])
 
     def _stop(self) -> None:
         self._board[STOP] = 1
