@@ -128,8 +128,8 @@ def _draw_order(axes: Axes, rows: Sequence[Row]) -> None:
 def _tidy_load(axes: Axes) -> None:
     axes.set_xlim(0.0, FULL)
     axes.set_xticks([*(low for _, low, _ in bins()), FULL])
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set_xlabel("load of the busiest resource, in the referee's world")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100.0 * value:.0f}")
+    axes.set_xlabel("percent load of the busiest resource, in the referee's world")
     _tidy(axes)
 
 

@@ -230,8 +230,10 @@ def decisions(sharing: Sequence[Judged], shipped: Sequence[Judged]) -> Sheet:
     for judged in shipped:
         other = known.get(replace(judged.where, loaded_latency=False))
         if other is not None and judged.where.scheduler != Random.name:
-            moved = np.mean([(a.node != b.node).mean() for a, b in zip(judged.replays, other.replays, strict=True)])
-            change = row_of(judged).referee_response_s / row_of(other).referee_response_s - 1.0
+            count = len(judged.replays)
+            same = replace(other, replays=other.replays[:count], played=other.played[:count])
+            moved = np.mean([(a.node != b.node).mean() for a, b in zip(judged.replays, same.replays, strict=True)])
+            change = row_of(judged).referee_response_s / row_of(same).referee_response_s - 1.0
             apart.setdefault(judged.where.scheduler, []).append((float(moved), change))
     lines = [
         (name, *np.mean(values, axis=0), *np.percentile([value for _, value in values], (5, 95)))
@@ -278,24 +280,29 @@ def laws_sheet(rows_by_law: Mapping[str, Sequence[Row]]) -> Sheet:
 
 def verdict(rows: Sequence[Row]) -> list[str]:
     """In words: the targets, those missed first, and how far the simulator is to be trusted."""
-    lines = [target_text(target) for target in sorted(targets(rows), key=lambda target: target.is_met)]
-    limit = trusted_to(rows)
+    paced = [row for row in rows if row.is_paced]
+    if not paced:
+        return ["No family with a pace was played: nothing is said of loads."]
+    lines = [target_text(target) for target in sorted(targets(paced), key=lambda target: target.is_met)]
+    limit = trusted_to(paced)
     if limit == 0.0:
-        lines.append("At no load are times within both targets: trust the order of schedulers at most.")
+        lines.append("Times miss a target from the lowest load on: trust them at none to that degree.")
     elif isinf(limit):
         lines.append("Times are within both targets at every load that was met.")
     else:
         lines.append(
-            f"Times are within both targets in every bin up to {limit:.0%} load; above that they must not be trusted "
-            "to that degree."
+            f"Times are within both targets in every bin up to {limit:.0%} load; above it they must not be trusted to "
+            "that degree."
         )
-    below = summarise_orders(valid_orders(rows))
-    above = summarise_orders(order for order in orders(r for r in rows if r.is_paced) if order.load > VALID_LOAD)
-    if below.clear_pairs:
-        lines.append(
-            f"Of two schedulers that clearly differ, our simulator does not name the better one in "
-            f"{share(below.clear_wrong)} of pairs up to {VALID_LOAD:.0%} load, and in {share(above.clear_wrong)} above."
-        )
+    below = summarise_orders(valid_orders(paced))
+    above = summarise_orders(order for order in orders(paced) if order.load > VALID_LOAD)
+    for where, found in ((f"up to {VALID_LOAD:.0%} load", below), ("above", above)):
+        if found.clear_pairs:
+            lines.append(
+                f"Order {where}: of two schedulers that clearly differ our simulator fails to name the better one in "
+                f"{share(found.clear_wrong)} of {found.clear_pairs} pairs; who chooses by it loses "
+                f"{share(found.regret[0])} on average, {share(found.regret[1])} at most."
+            )
     return lines
 
 
@@ -307,6 +314,8 @@ def target_text(target: Target) -> str:
         else (tau_text(target.figure), tau_text(target.limit))
     )
     relation = "<=" if target.is_most else ">="
+    if isnan(target.figure):
+        return f"not measured: {target.name}, asked for {relation} {limit}; nothing was so lightly loaded."
     return f"{'met' if target.is_met else MISSED}: {target.name} is {figure}, asked for {relation} {limit}."
 
 

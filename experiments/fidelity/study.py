@@ -54,7 +54,7 @@ class Fidelity:
         seed: of the episodes.
         workers: cells at a time; as many as there are CPUs by default.
         quick: few cells, for a first look.
-        sharing_only: leave out the comparison with the loaded-latency factor.
+        sharing_only: leave out the comparison with the loaded-latency factor, which plays half as many episodes.
         laws: also time the same decisions by other laws of sharing.
         json: a file for all figures.
         csv: a file with a row for each cell and scheduler.
@@ -223,8 +223,14 @@ def run_study(plan: Plan, judge: Judge, console: Console, *, workers: int, both:
                 status.update(f"{before + done} of {(1 + both) * of} cells")
 
             on_progress(0, len(cells))
+            episodes = max(1, plan.num_episodes // 2) if factor else plan.num_episodes  # the second is for reference
             parts[factor], failed = play_cells(
-                cells, plan, judge, loaded_latency=factor, workers=workers, on_progress=on_progress
+                cells,
+                replace(plan, num_episodes=episodes),
+                judge,
+                loaded_latency=factor,
+                workers=workers,
+                on_progress=on_progress,
             )
             failures += failed
     return Study(plan, parts[False], parts[True], failures)
