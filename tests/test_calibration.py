@@ -228,7 +228,7 @@ def test_a_repeat_that_is_no_time_is_an_error(monkeypatch, wrong):
 
 
 def test_streams_kept_waiting_for_one_window_do_no_harm(monkeypatch):
-    truth = toy_machine(1)
+    truth = known(toy_machine(1))
     monkeypatch.setattr(
         KnownMachine, "repeats", lambda self, slower: np.array([1.0, 2.0]) if slower else np.array([0.0, 1.0])
     )

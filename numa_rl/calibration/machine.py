@@ -76,15 +76,8 @@ def calibrated(base: Topology, measurements: Measurements, method: Method, name:
         told["outstanding_bytes"] = _in_flight_source(in_flight, measurements, method)
     changed["page_bytes"] = method.page_bytes
     told["page_bytes"] = "file: the base page of this system"
-    if np.isfinite(measurements.page_s):
-        outstanding = changed.get("outstanding_bytes", base.outstanding_bytes)
-        changed["page_move_s"] = _kernel_s(measurements, machine, outstanding, method.page_bytes)
-        told["page_move_s"] = (
-            f"measured: move_pages, {measurements.page_s * 1e6:.3g} us a page from each node to the next, "
-            f"{repeats_text('page_move_s', measurements, method.timing.repeats, 'the least')}; "
-            "derived: less its copying by one core"
-        )
-    return replace(machine, name=name, sources=told, **changed)
+    machine = replace(machine, name=name, sources=told, **changed)
+    return machine if np.isnan(measurements.page_s) else _with_page_moves(machine, measurements, method)
 
 
 def loaded_latency(measurements: Measurements) -> tuple[LoadedLatency | None, str]:
@@ -146,8 +139,17 @@ def _in_flight_source(in_flight: FloatArray, measurements: Measurements, method:
     )
 
 
-def _kernel_s(measurements: Measurements, machine: Topology, outstanding_bytes: float, page_bytes: int) -> float:
-    """Kernel time to move a page, less copying it at the rate of one core between a node and the next."""
-    next_node = np.roll(machine.latency_s, -1, axis=1).diagonal()
-    copying_s = page_bytes * float(next_node.mean()) / outstanding_bytes  # by Little's law [1]
-    return max(measurements.page_s - copying_s, 0.0)
+def _with_page_moves(machine: Topology, measurements: Measurements, method: Method) -> Topology:
+    """The machine with the kernel's time to move a page: less the copying, which the model counts apart.
+
+    One core copies at its own rate between a node and the next, by Little's law [1].
+    """
+    next_node_s = np.roll(machine.latency_s, -1, axis=1).diagonal()
+    copying_s = machine.page_bytes * float(next_node_s.mean()) / machine.outstanding_bytes
+    least = repeats_text("page_move_s", measurements, method.timing.repeats, "the least")
+    source = (
+        f"measured: move_pages, {measurements.page_s * 1e6:.3g} us a page from each node to the next, {least}; "
+        "derived: less its copying by one core"
+    )
+    page_move_s = max(measurements.page_s - copying_s, 0.0)
+    return replace(machine, page_move_s=page_move_s, sources={**machine.sources, "page_move_s": source})
