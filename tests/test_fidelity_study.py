@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from math import isnan
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from docutils.core import publish_doctree
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
-from agents.evaluation import evaluate
-from experiments.fidelity import study as study_module
-from experiments.fidelity.cells import LOADS_PERCENT, MACHINES, NO_FACTOR, SCHEDULERS, Plan, make_scheduler
-from experiments.fidelity.metrics import CLEAR, Agreement, agreement, median_and_p95, relative_error
-from experiments.fidelity.outputs import tables_rst
-from experiments.fidelity.play import play_cell, play_cells
-from experiments.fidelity.referee import Played, RefereeError, find_simgrid, play, played
+from experiments.fidelity.cells import LOADS_PERCENT, MACHINES, NO_FACTOR, SCHEDULERS, Plan
+from experiments.fidelity.metrics import Agreement, agreement, median_and_p95, relative_error
+from experiments.fidelity.referee import Played
 from experiments.fidelity.replay import FLOW, Replay
 from experiments.fidelity.report import MISSED, sheets, verdict
-from experiments.fidelity.rows import Judged, Row, Where, busiest, compare, kernel_law, row_of
-from experiments.fidelity.study import LAWS, Fidelity, Study, run_study
+from experiments.fidelity.rows import Judged, Row, Where, busiest, row_of
 from experiments.fidelity.summary import (
     bins,
     in_bin,
@@ -43,33 +32,7 @@ from experiments.fidelity.summary import (
 from experiments.suite.definition import STANDARD, read_definition
 from numa_rl.machines.catalog import load_machine
 
-SMALL = Plan(
-    families=("stream", "all-reduce"),
-    machines=("chapter-2-socket",),
-    schedulers=("random", "first-touch", "greedy"),
-    loads_percent=(20.0, 95.0),
-    num_episodes=2,
-)
 WHERE = Where("stream", "chapter-2-socket", 2, 60.0, "greedy", False)
-
-
-def stretched(replays: Sequence[Replay], by: float = 1.25) -> list[Played]:
-    """A referee in whose world everything takes longer by the same factor."""
-    return [
-        played(
-            each,
-            each.finish_s - each.response_s,
-            start := each.finish_s - each.response_s,
-            start + by * each.response_s,
-        )
-        for each in (with_times(replay) for replay in replays)
-    ]
-
-
-def with_times(replay: Replay) -> Replay:
-    """The replay with times of 0 for dropped tasks."""
-    times = {name: np.where(replay.ran, getattr(replay, name), 0.0) for name in ("response_s", "finish_s")}
-    return replace(replay, **times)
 
 
 def hand_made(node: Sequence[int], response_s: Sequence[float]) -> Replay:
@@ -343,7 +306,7 @@ def test_a_plan_that_makes_no_sense_is_refused(change, message):
 
 
 def test_unknown_families_and_machines_are_refused_by_name():
-    with pytest.raises(ValueError, match="family must be one of stream, .*got 'streams'"):
+    with pytest.raises(ValueError, match=r"family must be one of stream, .*got 'streams'"):
         Plan(families=("streams",)).cells()
     with pytest.raises(ValueError, match="'nowhere'"):
         Plan(machines=("nowhere",)).cells()

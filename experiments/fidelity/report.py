@@ -48,7 +48,7 @@ LOAD_NOTE = (
 
 
 def sheets(sharing: Sequence[Row], shipped: Sequence[Row]) -> list[Sheet]:
-    """All tables.
+    """All tables that have rows.
 
     Args:
         sharing: rows without the loaded-latency factor.
@@ -62,7 +62,7 @@ def sheets(sharing: Sequence[Row], shipped: Sequence[Row]) -> list[Sheet]:
         found.append(unpaced(others))
     if shipped:
         found.append(factor_by_load(shipped))
-    return found
+    return [sheet for sheet in found if sheet.rows]
 
 
 GROUPS: Mapping[str, Callable[[Row], str]] = {

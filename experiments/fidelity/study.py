@@ -121,7 +121,9 @@ class Fidelity:
         if self.csv is not None:
             write_bytes(self.csv, rows_csv([*study.sharing, *study.shipped]).encode())
         if self.tables is not None:
-            write_bytes(self.tables, tables_rst(study.opening, verdict(study.sharing), tables).encode())
+            write_bytes(
+                self.tables, tables_rst(study.opening, [*verdict(study.sharing), *study.remarks], tables).encode()
+            )
         if self.plot is not None:
             from experiments.fidelity.plot import plot_fidelity  # matplotlib takes a second
 
@@ -159,13 +161,27 @@ class Study:
         """What was played, in a line."""
         plan = self.plan
         cells = {row.where.cell for row in self.sharing}
-        nodes = [row.where.num_nodes for row in self.sharing]
+        nodes = sorted({row.where.num_nodes for row in self.sharing})
+        span = f"{nodes[0]} to {nodes[-1]}" if len(nodes) > 1 else f"{nodes[0]}"
         return (
             f"{counted(len(cells), 'cell')}: {_number(plan.families, 'family', 'families')} on "
-            f"{_number(plan.machines, 'machine', 'machines')} of {min(nodes)} to {max(nodes)} nodes, "
+            f"{_number(plan.machines, 'machine', 'machines')} of {span} nodes, "
             f"{counted(len(plan.schedulers), 'scheduler')}, {counted(plan.num_episodes, 'episode')} each, seed "
             f"{plan.seed}; the referee is SimGrid."
         )
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the referee could not play, or only by leaving something out."""
+        lines = [f"Left out: {line}" for line in self.failures]
+        shares = [played.left_out for judged in (*self.plain, *self.factored) for played in judged.played]
+        eased = [share for share in shares if share > 0.0]
+        if eased:
+            lines.append(
+                f"In {len(eased)} of {len(shares)} replays SimGrid's solver ended only without uses of resources that "
+                f"take less than {max(eased):.1g} of an activity's time."
+            )
+        return lines
 
     def sheets(self, laws: Mapping[str, Law] = {}) -> list[Sheet]:
         """All tables, with one of these laws if there are any."""
@@ -241,8 +257,8 @@ def print_study(study: Study, tables: Sequence[Sheet], console: Console) -> None
     console.print(study.opening, highlight=False, markup=False)
     for line in verdict(study.sharing):
         console.print(line, style="bold red" if line.startswith(MISSED) else None, highlight=False, markup=False)
-    for line in study.failures:
-        console.print(f"Left out: {line}", style="bold red", highlight=False, markup=False)
+    for line in study.remarks:
+        console.print(line, style="bold red", highlight=False, markup=False)
     console.print()
     for table in tables:
         table.print(console)
