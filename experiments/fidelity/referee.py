@@ -94,7 +94,7 @@ def simgrid_version(python: str) -> str | None:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_TO_IMPORT, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
+    return answer.stdout.strip() or None
 
 
 def find_simgrid() -> str | None:

@@ -2,9 +2,9 @@
 
     python3 simgrid_replay.py WORKERS < replays > results
 
-Each line of the input is a replay as `referee.py` writes it, each line of the output what came of one, in the order in
-which they were given: {"index", "left_out", "decided_s", "started_s", "finish_s"}, or {"index", "error"}. An engine of SimGrid is the
-only one that its process can have, so every replay is played in a process of its own.
+Each line of the input is a replay as `referee.py` writes it. For each the output has a line, in the same order:
+{"index", "left_out", "decided_s", "started_s", "finish_s"}, or {"index", "error"}. An engine of SimGrid is the only one
+that its process can have, so every replay is played in a process of its own.
 
 What is SimGrid's: time, the sharing of resources, and who waits for whom. It is set to the model of parallel tasks,
 `host/model:ptask_L07`, whose activities use all their resources at one proportional rate, and to the solver
@@ -123,8 +123,15 @@ class Player:
         zone.add_route(host.netpoint, self.hub.netpoint, None, None, [self.simgrid.LinkInRoute(link)], False)
 
     def run(self) -> dict[str, list[float | None]]:
-        """Play it; returns times in seconds, None for dropped tasks."""
+        """Play it; returns times in seconds, None for dropped tasks.
+
+        Raises:
+            RuntimeError: some tasks wait for ever.
+        """
         self.engine.run()
+        for task, node in enumerate(self.replay["node"]):
+            if node >= 0 and self.finish[task] is None:
+                raise RuntimeError(f"task {task} never finished")
         names = ("decided", "started", "finish")
         return {f"{name}_s": [t and t / self.second for t in getattr(self, name)] for name in names}
 
