@@ -166,6 +166,11 @@ def test_a_task_without_work_ends_where_it_begins(finish):
     assert finish(made(toy_machine(), [(0, 0)], [(0, 0, 100)], arrival_s=[3.0, 4.0])) == [3.0, 5.0]
 
 
+def test_resources_that_nothing_uses_may_be_of_any_capacity(finish):
+    machine = toy_machine(3, memory_bandwidth_bytes_per_s=[100.0, 100.0, 1e30])
+    assert finish(made(replace(machine, cores=[2, 1, 1]), [(0, 0, 100)], [(0, 0, 300)])) == [2.0, 4.0]
+
+
 # What follows from the times.
 
 

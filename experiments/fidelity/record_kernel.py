@@ -100,7 +100,7 @@ def add_access(machines, tasks, state, b, flows, count, node, held, total, num_b
             part = num_bytes * held[home] / total
             flops = tasks.flops[e, t] * (held[home] * s_per_byte / whole_s)
             count = add_flow(flows, count, node, home, part * (ONE - writes), part * writes, flops, fixed_s, 0)
-            fixed_s = 0.0
+            fixed_s = np.float64(0.0)
     return count
 
 

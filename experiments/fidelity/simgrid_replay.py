@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections import deque
 from typing import Any
@@ -39,6 +40,7 @@ OPTIONS = ("--cfg=host/model:ptask_L07", "--cfg=host/solver:bmf", "--log=root.th
 MEAN_ACTIVITY, LARGEST_CAPACITY = 10.0, 1e9
 GOLDEN = 0.6180339887498949  # its multiples modulo 1 are far from each other
 WIDER = 1e-8
+MOST_SECONDS = 600  # of an attempt
 # Steps that the solver may take, and uses to leave out: those that take less than this share of their activity's time.
 ATTEMPTS = ((1_000, 0.0), (100_000, 0.0), (1_000, 0.001), (1_000, 0.01), (1_000, 0.05))
 
@@ -102,8 +104,7 @@ class Player:
         zone = self.simgrid.NetZone.create_full_zone("machine")
         self.hub = zone.create_host("hub", 1.0)
         self.ends: dict[int, Any] = {}
-        used = {resource for task in self.replay["activities"] for each in task for resource, _ in each[2]}
-        for resource in sorted(used):
+        for resource in used_resources(self.replay):
             end = zone.create_host(f"resource-{resource}", 1.0)
             self.connect(zone, end, self.replay["capacities"][resource] * self.byte / self.second)
             self.ends[resource] = end
@@ -215,7 +216,13 @@ def units(replay: dict[str, Any]) -> tuple[float, float]:
     ]
     mean_s = sum(times) / max(len(times), 1)
     second = MEAN_ACTIVITY / mean_s if mean_s > 0.0 else 1.0
-    return second, LARGEST_CAPACITY * second / max(capacity)
+    used = [capacity[resource] for resource in used_resources(replay)]
+    return second, LARGEST_CAPACITY * second / max(used, default=1.0)
+
+
+def used_resources(replay: dict[str, Any]) -> list[int]:
+    """Resources through which bytes go."""
+    return sorted({resource for task in replay["activities"] for each in task for resource, _ in each[2]})
 
 
 def alone_s(core_s: float, amounts: list[list[float]], capacity: list[float]) -> float:
@@ -243,6 +250,7 @@ class Process:
         if self.child == 0:
             os.close(self.reading)
             status = 1
+            signal.alarm(MOST_SECONDS)  # then it is ended
             try:
                 times = Player(self.replay, *ATTEMPTS[self.attempt]).run()
                 result = {"index": self.replay["index"], "left_out": ATTEMPTS[self.attempt][1], **times}
