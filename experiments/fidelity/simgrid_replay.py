@@ -6,23 +6,25 @@ Each line of the input is a replay as `referee.py` writes it. For each the outpu
 {"index", "left_out", "decided_s", "started_s", "finish_s"}, or {"index", "error"}. An engine of SimGrid is the only one
 that its process can have, so every replay is played in a process of its own.
 
-What is SimGrid's: time, the sharing of resources, and who waits for whom. It is set to the model of parallel tasks,
+What is SimGrid's [1]: time, the sharing of resources, and who waits for whom. It is set to the model of parallel tasks,
 `host/model:ptask_L07`, whose activities use all their resources at one proportional rate, and to the solver
-`host/solver:bmf` (bottleneck max fairness: at the resource that holds an activity back, none uses more than it does).
-The solver that 3.32 takes by itself, `fairbottleneck`, gives some activities less than is left for them. There is no
-latency on links, so that nothing of TCP is modelled.
+`host/solver:bmf`, bottleneck max fairness [2]: at the resource that holds an activity back, none uses more than it does.
+The solver that 3.32 takes by itself, `fairbottleneck`, is not max-min fair: on random systems its times were off by
+13% where all uses were equal, and by up to 78% where they were not. There is no latency on links, so that nothing of
+TCP is modelled and SimGrid's settings for it do not matter.
 
 Every resource is a link from a host of its own to the host `hub`. So is every core: there it spends the time that its
 arithmetic takes it at least, or its bytes in flight if that is longer. SimGrid's solver does not end where two
 resources hold the same activity back equally, so capacities are made larger by up to 1e-8 of themselves, each by
 another share. At some systems it does not end all the same. Then the replay is played again: with more steps for the
-solver, and at last without the uses that an activity makes of a resource for a small share of its own time. On replays
-that can be played in both ways that changes the mean response by less than 0.1% (see ATTEMPTS).
+solver, and at last without the uses that an activity makes of a resource for a small share of its own time (see
+ATTEMPTS). On 14 replays that could be played in both ways that changed the mean response by less than 0.1%.
 
 References:
-    [1] Versatile, Scalable, and Accurate Simulation of Distributed Applications and Platforms, H. Casanova et al.,
+    [1] H. Casanova et al., "Versatile, scalable, and accurate simulation of distributed applications and platforms",
         Journal of Parallel and Distributed Computing 74(10), 2014: SimGrid.
-    [2] Bottleneck Max Fairness, L. Bobelin et al., as SimGrid's documentation describes `bmf`.
+    [2] T. Bonald and J. Roberts, "Multi-resource fairness: objectives, algorithms and performance", SIGMETRICS 2015:
+        bottleneck max fairness.
 """
 
 from __future__ import annotations
