@@ -182,10 +182,10 @@ def test_an_order_names_the_best_there_and_the_one_chosen():
 
 def test_times_are_trusted_up_to_the_first_bin_that_misses():
     good = [row(0.01, load=load) for load in (0.1, 0.3, 0.5)]
-    assert trusted_to(good) == 0.6
-    assert trusted_to([*good, row(0.2, load=0.7), row(0.0, load=0.85)]) == 0.6
-    assert trusted_to([row(0.2, load=0.1), *good[1:]]) == 0.0
-    assert trusted_to([row(0.01, load=0.95)]) == np.inf
+    assert trusted_to(good) == (0.6, 0.6)
+    assert trusted_to([*good, row(0.1, load=0.7), row(0.0, load=0.85)]) == (0.6, 0.9)
+    assert trusted_to([row(0.2, load=0.1), *good[1:]]) == (0.0, 0.0)
+    assert trusted_to([row(0.01, load=0.95)]) == (np.inf, np.inf)
 
 
 def test_the_worst_comes_first():
@@ -277,6 +277,16 @@ def test_a_family_without_a_pace_is_played_once():
     cells = Plan(families=("transformer", "stream"), machines=("r815", "xeon-8269cy")).cells()
     assert [cell.asked_percent for cell in cells if cell.cell.family == "transformer"] == [None, None]
     assert len(cells) == 2 + 2 * len(LOADS_PERCENT)
+
+
+def test_every_load_has_episodes_of_its_own_and_every_machine_the_same():
+    plan = Plan(families=("stream",), machines=("r815", "xeon-8269cy"), loads_percent=(40.0, 80.0), num_episodes=2)
+    demands = [cell.world(2, 0, loaded_latency=False).workload.bytes for cell in plan.cells()]
+    assert (demands[0] == demands[1]).all()
+    assert (demands[2] == demands[3]).all()
+    assert (demands[0] != demands[2]).any()
+    half = plan.cells()[2].world(1, 0, loaded_latency=True).workload.bytes
+    assert (half == demands[2][:1]).all()
 
 
 def test_a_world_can_be_without_the_loaded_latency_factor_and_is_else_the_same():

@@ -5,7 +5,7 @@ Dimension key: K schedulers, E episodes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 
@@ -41,7 +41,8 @@ class Plan:
         machines: names or files of machines.
         schedulers: names of rules and planners, with their default parameters.
         loads_percent: what families with a pace are asked to offer, percent of the machine as `offered_load` says.
-        num_episodes: of each cell, the same for every scheduler.
+        num_episodes: of each cell, the same for every scheduler. Each load has its own: a graph whose tasks wait for
+            each other and not for arrivals would else be counted again at every load.
         seed: of the episodes.
 
     Raises:
@@ -80,9 +81,9 @@ class Plan:
         _require_known("family", self.families, suite.families)
         machines = {name: suite.machines.get(name, HELD_OUT) for name in self.machines}
         return [
-            cell
+            LoadedCell(cell, percent, number * self.num_episodes)
             for name in self.families
-            for percent in self._loads(suite, name)
+            for number, percent in enumerate(self._loads(suite, name))
             for cell in _at_load(suite, name, machines, percent)
         ]
 
@@ -98,10 +99,12 @@ class LoadedCell:
     Attributes:
         cell: the suite's, at this load.
         asked_percent: the load; None where the family has no pace.
+        first_episode: the first of the family's test episodes that is played here.
     """
 
     cell: Cell
     asked_percent: float | None
+    first_episode: int = 0
 
     @property
     def name(self) -> str:
@@ -113,7 +116,8 @@ class LoadedCell:
         scenario = self.cell.scenario
         if not loaded_latency:
             scenario = replace(scenario, topology=replace(scenario.topology, loaded_latency=NO_FACTOR))
-        return world_of(scenario, Split.TEST, num_episodes, seed)
+        world = world_of(scenario, Split.TEST, self.first_episode + num_episodes, seed)
+        return replace(world, workload=world.workload.take(slice(self.first_episode, None)))
 
 
 def make_scheduler(name: str, world: World) -> Scheduler | Planner:
@@ -123,12 +127,11 @@ def make_scheduler(name: str, world: World) -> Scheduler | Planner:
     return make_rule(name, **default_parameters(name, world.weights, world.topologies))
 
 
-def _at_load(suite: Definition, family: str, machines: dict[str, str], percent: float | None) -> Iterator[LoadedCell]:
+def _at_load(suite: Definition, family: str, machines: Mapping[str, str], percent: float | None) -> list[Cell]:
     """A family of the suite at a load, on every machine."""
     entry = suite.families[family]
     paced = entry if percent is None else replace(entry, load=percent / 100.0)
-    for cell in replace(suite, machines=machines, families={family: paced}).cells():
-        yield LoadedCell(cell, percent)
+    return replace(suite, machines=machines, families={family: paced}).cells()
 
 
 def _require_known(kind: str, names: Collection[str], known: Collection[str]) -> None:

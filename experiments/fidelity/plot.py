@@ -95,7 +95,7 @@ def _draw_scatter(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_ylim(low, high)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.set_xlabel("mean response, referee (1: the family's least on the machine)")
+    axes.set_xlabel("mean response, referee (1: least of its family there)")
     axes.set_ylabel("mean response, ours")
     axes.set_title("Ours against the referee", loc="left", fontsize=11)
     axes.legend(loc="upper left", frameon=False, fontsize=9)
@@ -129,7 +129,7 @@ def _tidy_load(axes: Axes) -> None:
     axes.set_xlim(0.0, FULL)
     axes.set_xticks([*(low for _, low, _ in bins()), FULL])
     axes.xaxis.set_major_formatter(lambda value, _: f"{100.0 * value:.0f}")
-    axes.set_xlabel("percent load of the busiest resource, in the referee's world")
+    axes.set_xlabel("load of the busiest resource, percent")
     _tidy(axes)
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from agents.rules.simple import Random
 from experiments.fidelity.rows import Judged, Row, row_of
 from experiments.fidelity.summary import (
+    MOST_MEDIAN,
+    MOST_P95,
     VALID_LOAD,
     Order,
     Target,
@@ -284,16 +286,11 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     if not paced:
         return ["No family with a pace was played: nothing is said of loads."]
     lines = [target_text(target) for target in sorted(targets(paced), key=lambda target: target.is_met)]
-    limit = trusted_to(paced)
-    if limit == 0.0:
-        lines.append("Times miss a target from the lowest load on: trust them at none to that degree.")
-    elif isinf(limit):
-        lines.append("Times are within both targets at every load that was met.")
-    else:
-        lines.append(
-            f"Times are within both targets in every bin up to {limit:.0%} load; above it they must not be trusted to "
-            "that degree."
-        )
+    median_to, p95_to = map(_up_to, trusted_to(paced))
+    lines.append(
+        f"Response times: the median error stays within {share(MOST_MEDIAN)} {median_to}, its p95 within "
+        f"{share(MOST_P95)} {p95_to}; beyond, times must not be trusted to that degree."
+    )
     below = summarise_orders(valid_orders(paced))
     above = summarise_orders(order for order in orders(paced) if order.load > VALID_LOAD)
     for where, found in ((f"up to {VALID_LOAD:.0%} load", below), ("above", above)):
@@ -304,6 +301,10 @@ def verdict(rows: Sequence[Row]) -> list[str]:
                 f"{share(found.regret[0])} on average, {share(found.regret[1])} at most."
             )
     return lines
+
+
+def _up_to(load: float) -> str:
+    return "at no load" if load == 0.0 else "at every load that was met" if isinf(load) else f"up to {load:.0%} load"
 
 
 def target_text(target: Target) -> str:

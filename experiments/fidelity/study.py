@@ -28,6 +28,7 @@ from numa_rl.wording import counted
 
 KERNEL = "kernel"
 LAWS: Mapping[str, Law] = {KERNEL: kernel_law}  # with --laws; the first is what the simulator does
+MOST_FAILURES = 3  # that are told one by one
 QUICK = Plan(
     families=("stream", "workflow", "all-reduce"),
     machines=("xeon-8269cy", "r815"),
@@ -173,7 +174,9 @@ class Study:
     @property
     def remarks(self) -> list[str]:
         """What the referee could not play, or only by leaving something out."""
-        lines = [f"Left out: {line}" for line in self.failures]
+        lines = [f"Left out: {line}" for line in self.failures[:MOST_FAILURES]]
+        if len(self.failures) > MOST_FAILURES:
+            lines.append(f"Left out for like reasons: {len(self.failures) - MOST_FAILURES} more, which --json names.")
         shares = [played.left_out for judged in (*self.plain, *self.factored) for played in judged.played]
         eased = [share for share in shares if share > 0.0]
         if eased:

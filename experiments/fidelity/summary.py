@@ -201,17 +201,17 @@ def targets(rows: Sequence[Row]) -> list[Target]:
     ]
 
 
-def trusted_to(rows: Sequence[Row]) -> float:
-    """The load up to which every bin's errors of mean response meet both targets: 0 if the first bin does not.
+def trusted_to(rows: Sequence[Row]) -> tuple[float, float]:
+    """The loads up to which the median and the p95 of errors of mean response meet their targets in every bin.
 
-    Bins without rows say nothing; the last one with rows is where knowledge ends.
+    0 where the first bin misses, infinite where none does. Bins without rows say nothing.
     """
-    upper = 0.0
+    limits = MOST_MEDIAN, MOST_P95
+    upper, open_still = [0.0, 0.0], [True, True]
     for _, low, high in bins():
         found = summarise(row for row in rows if row.is_paced and in_bin(row.load, low, high))
-        if not found.num_rows:
-            continue
-        if found.response[0] > MOST_MEDIAN or found.response[1] > MOST_P95:
-            break
-        upper = high
-    return upper
+        for which, limit in enumerate(limits):
+            open_still[which] &= not found.num_rows or found.response[which] <= limit
+            if found.num_rows and open_still[which]:
+                upper[which] = high
+    return upper[0], upper[1]
