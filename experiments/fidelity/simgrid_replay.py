@@ -8,7 +8,7 @@ that its process can have, so every replay is played in a process of its own.
 
 What is SimGrid's [1]: time, the sharing of resources, and who waits for whom. It is set to the model of parallel tasks,
 `host/model:ptask_L07`, whose activities use all their resources at one proportional rate, and to the solver
-`host/solver:bmf`, bottleneck max fairness [2]: at the resource that holds an activity back, none uses more than it does.
+`host/solver:bmf`, bottleneck max fairness [2]: at the resource that holds an activity back, none uses more than it.
 The solver that 3.32 takes by itself, `fairbottleneck`, is not max-min fair: on random systems its times were off by
 13% where all uses were equal, and by up to 78% where they were not. There is no latency on links, so that nothing of
 TCP is modelled and SimGrid's settings for it do not matter.
