@@ -1,7 +1,7 @@
 """What is measured of a machine, in which order, and what counts of the repeats.
 
 Of an idle figure the best repeat counts, the least latency or the most bytes a second: others on the machine, and the
-system itself, only ever make a repeat worse. Under load there is no best, and the median counts.
+system itself, only ever make a repeat worse [2]. Under load there is no best, and the median counts.
 
 Dimension key: N nodes, R repeats, K points of the loaded-latency curve.
 
@@ -167,9 +167,9 @@ class _Run:
     def curve(self, node: int) -> tuple[float, FloatArray]:
         """What half of a node's cores read, and the points of its curve, shape (K, 2)."""
         self.tell(f"latency under load on node {node}")
-        half = self.instrument.stream_bytes_per_s(node, node, self.cores[node] // 2)
+        half = self.most("half", self.instrument.stream_bytes_per_s(node, node, self.cores[node] // 2))
         points = [np.median(self.instrument.loaded(node, spins), axis=1) for spins in (None, *CURVE_SPINS)]
-        return float(half.max()), np.array(points)
+        return half, np.array(points)
 
     def page_s(self) -> float:
         """To move a page from a node to the next, on average."""
@@ -185,19 +185,19 @@ class _Run:
         return float(np.mean(moves))
 
     def least(self, figure: str, repeats: FloatArray) -> float:
-        """The least of the repeats, which must be times that passed."""
-        return self._best(figure, repeats, repeats.min())
+        """The least of the repeats."""
+        return self._best(figure, repeats, float(repeats.min()))
 
     def most(self, figure: str, repeats: FloatArray) -> float:
         """The most of the repeats."""
-        return self._best(figure, repeats, repeats.max())
+        return self._best(figure, repeats, float(repeats.max()))
 
     def _best(self, figure: str, repeats: FloatArray, best: float) -> float:
         if not ((np.isfinite(repeats) & (repeats >= 0.0)).all() and best > 0.0):
             rule = "finite and >= 0, and the best > 0"  # streams kept waiting for a whole window read nothing in it
             raise ValueError(f"every repeat of {figure} must be {rule}, got {repeats.tolist()}.")
         self.spreads.setdefault(figure, []).append(abs(float(np.median(repeats)) / best - 1.0))
-        return float(best)
+        return best
 
 
 def repeats_text(figure: str, measurements: Measurements, repeats: int, best: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from numa_rl.workloads.parameters import require
 
 # Many short windows: of a machine that others use too, a short one is likelier to be undisturbed, and one is enough.
-LEAST_REPEATS, MOST_REPEATS = 5, 100
+LEAST_REPEATS, MOST_REPEATS = 5, 300
 LEAST_WINDOW_S, MOST_WINDOW_S = 0.005, 0.02  # a shorter one is noise, a longer one tells no more
 
 
@@ -39,7 +39,7 @@ def timing_within(seconds: float, windows_a_repeat: int) -> Timing:
         windows_a_repeat: how many figures are measured, each once.
 
     >>> timing_within(40.0, 4)
-    Timing(window_s=0.02, repeats=100)
+    Timing(window_s=0.02, repeats=300)
     >>> timing_within(40.0, 1000)
     Timing(window_s=0.006666666666666667, repeats=5)
     """
