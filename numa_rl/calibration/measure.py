@@ -167,7 +167,7 @@ class _Run:
     def curve(self, node: int) -> tuple[float, FloatArray]:
         """What half of a node's cores read, and the points of its curve, shape (K, 2)."""
         self.tell(f"latency under load on node {node}")
-        half = self.most("half", self.instrument.stream_bytes_per_s(node, node, self.cores[node] // 2))
+        half = self.most("half_bytes_per_s", self.instrument.stream_bytes_per_s(node, node, self.cores[node] // 2))
         points = [np.median(self.instrument.loaded(node, spins), axis=1) for spins in (None, *CURVE_SPINS)]
         return half, np.array(points)
 
