@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from docutils.core import publish_doctree
-from docutils.nodes import table
+from docutils.nodes import bullet_list, table
 from rich.console import Console
 
 from agents.evaluation import evaluate
@@ -175,6 +175,7 @@ def test_the_command_writes_what_it_prints(fake, tmp_path, capsys, monkeypatch):
     document = publish_doctree(tables, settings_overrides={"halt_level": 2, "report_level": 2})
     titles = [each.astext().splitlines()[0] for each in document.findall(table)]
     assert len(titles) >= 9
+    assert len(list(document.findall(bullet_list))) == 1  # the verdict: dashes in tables are none
     for title in titles:
         assert title in printed
 

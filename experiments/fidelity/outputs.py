@@ -50,5 +50,7 @@ def _table(sheet: Sheet) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Text without meaning as markup."""
+    """Text without meaning as markup; a dash alone would be a list."""
+    if text == "-":
+        return "\\-"
     return "".join(f"\\{letter}" if letter in "\\*`|_" else letter for letter in text)
