@@ -16,7 +16,7 @@ from experiments.fidelity.cells import LOADS_PERCENT, MACHINES, NO_FACTOR, SCHED
 from experiments.fidelity.metrics import Agreement, agreement, median_and_p95, relative_error
 from experiments.fidelity.referee import Played
 from experiments.fidelity.replay import FLOW, Replay
-from experiments.fidelity.report import MISSED, sheets, verdict
+from experiments.fidelity.report import sheets
 from experiments.fidelity.rows import Judged, Row, Where, busiest, row_of
 from experiments.fidelity.summary import (
     bins,
@@ -29,6 +29,7 @@ from experiments.fidelity.summary import (
     valid,
     valid_orders,
 )
+from experiments.fidelity.verdict import MISSED, verdict
 from experiments.suite.definition import STANDARD, read_definition
 from numa_rl.machines.catalog import load_machine
 

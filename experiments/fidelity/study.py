@@ -17,9 +17,10 @@ from experiments.fidelity.cells import Plan
 from experiments.fidelity.outputs import rows_csv, tables_rst
 from experiments.fidelity.play import Judge, play_cells
 from experiments.fidelity.referee import find_simgrid, play, simgrid_version
-from experiments.fidelity.report import MISSED, decisions, laws_sheet, sheets, verdict
+from experiments.fidelity.report import decisions, laws_sheet, sheets
 from experiments.fidelity.rows import Judged, Law, Row, compare, kernel_law
 from experiments.fidelity.summary import orders, targets
+from experiments.fidelity.verdict import MISSED, verdict
 from experiments.files import require_outputs, write_bytes, write_json
 from experiments.suite.sheet import Sheet
 from experiments.suite.sources import versions
