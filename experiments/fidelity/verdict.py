@@ -34,7 +34,7 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     )
     below = summarise_orders(valid_orders(paced))
     above = summarise_orders(order for order in orders(paced) if order.load > VALID_LOAD)
-    for where, found in ((f"up to {VALID_LOAD:.0%} load", below), ("above", above)):
+    for where, found in ((f"up to {VALID_LOAD:.0%} load", below), (f"above {VALID_LOAD:.0%} load", above)):
         if found.clear_pairs:
             lines.append(
                 f"Order {where}: of two schedulers that clearly differ our simulator fails to name the better one in "
