@@ -234,7 +234,7 @@ def observe_range(
     width = machines.cores.shape[1]
     for i in range(first, last):
         if offsets.task >= 0 and i + AHEAD < last:
-            fetch_objects(tasks, state, rows[i + AHEAD], width)
+            fetch_objects(machines, tasks, state, rows[i + AHEAD])
         b = rows[i]
         row = buffer[b]
         write_chapter(machines, state, b, offsets, reference_s, window_s, work[0], row)

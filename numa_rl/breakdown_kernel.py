@@ -5,6 +5,8 @@ Dimension key: B rows, N nodes.
 
 from __future__ import annotations
 
+import numpy as np
+
 from numa_rl.compilation import compiled
 from numa_rl.simulator.inputs import message_time, write_sources
 from numa_rl.simulator.placement import SOURCES
@@ -34,7 +36,7 @@ def write_local_shares(machines, tasks, state, nodes, window_s, work, shares):
         total = 0.0
         for home in range(machines.num_nodes[m]):
             if sources[home] > 0.0:
-                seconds = message_time(machines, state, b, node, home, sources[home], window_s)
+                seconds, _ = message_time(machines, state, b, node, home, np.float32(sources[home]), window_s)
                 total += seconds
                 if home == node:
                     shares[b] = seconds

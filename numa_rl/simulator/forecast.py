@@ -30,32 +30,37 @@ from numa_rl.simulator.streams import (
 )
 
 NUM_ROUTE_ARRAYS = 6
-NUM_RESOURCE_ARRAYS = 7
+NUM_RESOURCE_ARRAYS = 9
 
 
 def allocate_scratch(machines: Machines) -> tuple[F32, F32]:
-    """Working arrays of one thread: (routes, shape (6, N * N); resources, shape (7, R))."""
+    """Working arrays of one thread: (routes, shape (6, N * N); resources, shape (9, R))."""
     n, r = machines.max_nodes, machines.max_resources
     return np.zeros((NUM_ROUTE_ARRAYS, n * n), np.float32), np.zeros((NUM_RESOURCE_ARRAYS, r), np.float32)
 
 
 @compiled
-def weigh_routes(machines, state, b, window_s, routes, resources):
-    """Fill `resources` (seconds per byte, load, price) and, for every pair, `routes`.
+def weigh_routes(machines, state, b, num_bytes, write_fraction, window_s, routes, resources):
+    """Fill `resources` (seconds per byte, load, price) and, for every pair, `routes`, for a stream of `num_bytes`.
 
     `routes` holds the slowest link in and out, the largest load, and the sum of prices in and out. The price of
     a resource is its load x its idle seconds per byte: what a byte more takes from the traffic already there.
     """
     m = state.machine[b]
+    width = machines.cores.shape[1]
     nodes = machines.num_nodes[m]
     idle = machines.resource_s_per_byte[m]
     used = state.resource_bytes[b]
-    s_per_byte, loads, prices = resources[0], resources[1], resources[2]
+    loads, prices = resources[1], resources[2]
     for r in range(len(idle)):
         u = resource_load(used[r], idle[r], window_s)
-        s_per_byte[r] = shared_s_per_byte(idle[r], u)
         loads[r] = u
         prices[r] = u * idle[r]
+    written = num_bytes * write_fraction
+    weigh_resources(state, b, idle, 0, width, num_bytes, resources[0])
+    weigh_resources(state, b, idle, width, len(idle), num_bytes - written, resources[0])
+    weigh_resources(state, b, idle, width, len(idle), written, resources[7])
+    read_s, written_s = resources[0], resources[7]
     walk, parent_pair = machines.walk[m], machines.parent_pair[m]
     link_in, link_out = machines.link_in[m], machines.link_out[m]
     inward, outward, load, price_in, price_out = routes[0], routes[1], routes[2], routes[3], routes[4]
@@ -66,11 +71,41 @@ def weigh_routes(machines, state, b, window_s, routes, resources):
         pair = walk[i]
         before = parent_pair[pair]
         a, z = link_in[pair], link_out[pair]
-        inward[pair] = max(inward[before], s_per_byte[a])
-        outward[pair] = max(outward[before], s_per_byte[z])
+        inward[pair] = max(inward[before], read_s[a])
+        outward[pair] = max(outward[before], written_s[z])
         load[pair] = max(load[before], max(loads[a], loads[z]))
         price_in[pair] = price_in[before] + prices[a]
         price_out[pair] = price_out[before] + prices[z]
+
+
+@compiled
+def weigh_resources(state, b, idle, first, last, num_bytes, s_per_byte):
+    """Write what a stream of `num_bytes` costs per byte on resources `first` to `last`: `resource_s_per_byte`."""
+    count, rate, left = state.stream_count[b], state.stream_rate[b], state.stream_bytes[b]
+    for r in range(first, last):
+        s_per_byte[r] = shared_s_per_byte(idle[r], count[r], rate[r], left[r], num_bytes)
+
+
+@compiled
+def reading_s_per_byte(machines, state, b, node, target, s_per_byte, loaded_latency_s):
+    """Seconds per byte for a core of `node` to read from `target`, over resources of so many seconds per byte each."""
+    m = state.machine[b]
+    width = machines.cores.shape[1]
+    inward = ZERO
+    pair = node * width + target
+    start = node * width + node
+    while pair != start:
+        inward = max(inward, s_per_byte[machines.link_in[m, pair]])
+        pair = np.int64(machines.parent_pair[m, pair])
+    return stream_s_per_byte(
+        machines.pair_s_per_byte[m, node * width + target],
+        s_per_byte[target],
+        inward,
+        ZERO,
+        ZERO,
+        loaded_latency_s,
+        machines.outstanding_bytes[m],
+    )
 
 
 @compiled
@@ -94,24 +129,18 @@ def weigh_sources(machines, tasks, state, b, routes, resources):
     """Fill the rows of `resources` for reading with what the inputs cost each node, where some are scattered."""
     m = state.machine[b]
     width = machines.cores.shape[1]
-    controller, price, reading, reading_price = resources[0], resources[2], resources[3], resources[4]
+    price, reading, reading_price = resources[2], resources[3], resources[4]
     sources, shares = resources[5][:width], resources[6][:width]
+    idle, message = machines.resource_s_per_byte[m], resources[8]
     for n in range(machines.num_nodes[m]):
         write_sources(machines, tasks, state, b, n, shares, sources)
         for y in range(machines.num_nodes[m]):
             read = sources[y]
             if read > ZERO:
                 i = n * width + y
-                s_per_byte = stream_s_per_byte(
-                    machines.pair_s_per_byte[m, i],
-                    controller[y],
-                    routes[0, i],
-                    routes[1, i],
-                    ZERO,
-                    routes[5, i],
-                    machines.outstanding_bytes[m],
-                )
-                split = ZERO if n == y else controller[y]
+                weigh_resources(state, b, idle, 0, len(idle), read, message)
+                s_per_byte = reading_s_per_byte(machines, state, b, n, y, message, routes[5, i])
+                split = ZERO if n == y else message[y]
                 most = read if n == y else HALF * machines.llc_bytes[m, n]
                 reading[n] += read_time(read, s_per_byte, split, routes[5, i], most)
                 reading_price[n] += read * (price[y] + routes[3, i])
@@ -127,7 +156,8 @@ def weigh_gathering(machines, state, b, obj, size, target, window_s, price, pric
     for home in range(machines.num_nodes[state.machine[b]]):
         part = min(occupied_bytes(machines, state, b, obj, home), short)
         if home != target and part > 0.0:
-            seconds += migrate(machines, state, b, home, target, part, window_s)
+            piece_s, _ = migrate(machines, state, b, home, target, part, window_s)
+            seconds += piece_s
             short -= part
             charge += np.float32(part) * (price[home] + price[target] + price_in[target * width + home])
     return np.float32(seconds), charge
@@ -153,8 +183,10 @@ def forecast(
         congestion: written, shape (N * N,): sum over every controller and link used of bytes / capacity x load.
         migration: written, shape (N,): the migration in T_comm by data node; 0 where nothing moves.
     """
-    weigh_routes(machines, state, b, window_s, routes, resources)
     m, e, t = state.machine[b], state.episode[b], state.task[b]
+    num_bytes = tasks.bytes[e, t]
+    write_fraction = tasks.write_fraction[e, t]
+    weigh_routes(machines, state, b, num_bytes, write_fraction, window_s, routes, resources)
     width = machines.cores.shape[1]
     nodes = machines.num_nodes[m]
     per_reference = ONE / reference_s
@@ -166,8 +198,6 @@ def forecast(
     home = state.objects[b, obj].node
     form = state.objects[b, obj].form
     old_size = np.float32(state.objects[b, obj].bytes)
-    num_bytes = tasks.bytes[e, t]
-    write_fraction = tasks.write_fraction[e, t]
     read_fraction = ONE - write_fraction
     ready = ready_time(tasks, state, b)
 
@@ -178,8 +208,8 @@ def forecast(
         for d in range(width):
             loaded[d] = latency[d] * latency_factor(max(load[d], route_load[d]), a, c, saturated)
 
-    pair_s_per_byte = machines.pair_s_per_byte[m]
-    inward, outward, price_in, loaded = routes[0], routes[1], routes[3], routes[5]
+    price_in, loaded = routes[3], routes[5]
+    idle, message = machines.resource_s_per_byte[m], resources[8]
     reading, reading_price = resources[3], resources[4]
     for n in range(width):
         reading[n] = reading_price[n] = ZERO
@@ -194,17 +224,18 @@ def forecast(
         read = ZERO if scattered else gathered_bytes(tasks, state, b, p)
         if read > ZERO:
             y = state.objects[b, source].node
-            for n in range(width):
+            weigh_resources(state, b, idle, 0, len(idle), read, message)
+            for n in range(nodes):
                 i = n * width + y
-                s_per_byte = stream_s_per_byte(
-                    pair_s_per_byte[i], controller[y], inward[i], outward[i], ZERO, loaded[i], outstanding
-                )
-                split = ZERO if n == y else controller[y]
+                s_per_byte = reading_s_per_byte(machines, state, b, n, y, message, loaded[i])
+                split = ZERO if n == y else message[y]
                 most = read if n == y else HALF * machines.llc_bytes[m, n]
                 reading[n] += read_time(read, s_per_byte, split, loaded[i], most)
                 reading_price[n] += read * (price[y] + price_in[i])
 
     fits = True
+    if home >= 0:
+        weigh_resources(state, b, idle, 0, len(idle), old_size, message)
     page_s = np.float32(page_time(state.objects[b, obj].bytes, machines.page_bytes[m], machines.page_move_s[m]))
     moving, moving_price = resources[5], resources[6]
     for d in range(nodes):
@@ -218,12 +249,10 @@ def forecast(
         else:
             source = home if form <= 1 else nearest_copy(machines, state, b, obj, target)
             i = target * width + source
-            s_per_byte = stream_s_per_byte(
-                pair_s_per_byte[i], controller[source], inward[i], outward[i], ZERO, loaded[i], outstanding
-            )
+            s_per_byte = reading_s_per_byte(machines, state, b, target, source, message, loaded[i])
             half_cache = HALF * machines.llc_bytes[m, target]
             seconds = migration_time(
-                old_size, controller[source], s_per_byte, controller[target], loaded[i], half_cache, page_s
+                old_size, message[source], s_per_byte, message[target], loaded[i], half_cache, page_s
             )
             moving_price[d] = old_size * (price[source] + price[target] + price_in[i])
         migration[d] = seconds * per_reference

@@ -11,9 +11,10 @@ from __future__ import annotations
 import numpy as np
 
 from numa_rl.compilation import compiled
+from numa_rl.simulator.in_flight import note_stream
 from numa_rl.simulator.placement import SOURCES, nearest_copy, write_shares
 from numa_rl.simulator.state import SPLIT
-from numa_rl.simulator.streams import HALF, ZERO, controller_s_per_byte, read_time, transfer_cost
+from numa_rl.simulator.streams import HALF, ZERO, read_time, transfer_cost
 
 
 @compiled
@@ -86,15 +87,23 @@ def write_sources(machines, tasks, state, b, node, shares, sources):
 
 @compiled
 def message_time(machines, state, b, node, home, num_bytes, window_s):
-    """Seconds for a core of `node` to read one message of `num_bytes` from memory of `home`."""
-    s_per_byte, latency = transfer_cost(machines, state, b, node, home, ZERO, window_s)
-    split = ZERO if home == node else controller_s_per_byte(machines, state, b, home, window_s)
+    """Seconds for a core of `node` to read a message of `num_bytes` from memory of `home`; those of its bytes alone."""
+    s_per_byte, latency, controller = transfer_cost(machines, state, b, node, home, num_bytes, ZERO, window_s)
+    split = ZERO if home == node else controller
     most = num_bytes if home == node else HALF * machines.llc_bytes[state.machine[b], node]
-    return read_time(num_bytes, s_per_byte, split, latency, most)
+    return read_time(num_bytes, s_per_byte, split, latency, most), num_bytes * s_per_byte
 
 
 @compiled
-def input_transfer(machines, tasks, state, b, node, window_s, work):
+def read_message(machines, state, b, head, node, home, num_bytes, window_s):
+    """`message_time`, noted as a stream of the task being decided."""
+    seconds, moving_s = message_time(machines, state, b, node, home, num_bytes, window_s)
+    note_stream(state, b, head, node * machines.cores.shape[1] + home, moving_s, num_bytes, ZERO)
+    return seconds
+
+
+@compiled
+def input_transfer(machines, tasks, state, b, head, node, window_s, work):
     """Seconds for a core of `node` to read the next task's live inputs, one source node after another [1]."""
     e, t = state.episode[b], state.task[b]
     seconds = 0.0
@@ -103,11 +112,11 @@ def input_transfer(machines, tasks, state, b, node, window_s, work):
         write_sources(machines, tasks, state, b, node, work[0], sources)
         for home in range(machines.num_nodes[state.machine[b]]):
             if sources[home] > 0.0:
-                seconds += message_time(machines, state, b, node, home, np.float32(sources[home]), window_s)
+                seconds += read_message(machines, state, b, head, node, home, np.float32(sources[home]), window_s)
         return seconds
     for p in range(tasks.inputs.shape[2]):
         num_bytes = gathered_bytes(tasks, state, b, p)
         if num_bytes > ZERO:
             home = state.objects[b, tasks.inputs[e, t, p]].node
-            seconds += message_time(machines, state, b, node, home, num_bytes, window_s)
+            seconds += read_message(machines, state, b, head, node, home, num_bytes, window_s)
     return seconds

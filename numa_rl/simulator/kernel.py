@@ -22,9 +22,10 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from numa_rl.compilation import compiled
+from numa_rl.simulator.in_flight import close_record, note_stream, open_record, pass_time, size_of_record
 from numa_rl.simulator.inputs import input_transfer, ready_time
 from numa_rl.simulator.lines import ask_holder, cache_lines
-from numa_rl.simulator.moves import access_pages, count_move, move_pages, pages_s_per_byte, read_input
+from numa_rl.simulator.moves import access_pages, count_move, move_pages, pages_time, read_input
 from numa_rl.simulator.placement import (
     AFTER,
     BEFORE,
@@ -38,10 +39,10 @@ from numa_rl.simulator.placement import (
     take_away,
     write_held,
 )
-from numa_rl.simulator.state import EXCLUSIVE, OBJECT, ORDINARY, SPLIT
+from numa_rl.simulator.state import ABSENT, CACHE_LINE, EXCLUSIVE, OBJECT, ORDINARY, RECORD, SPLIT
 from numa_rl.simulator.streams import ONE, ZERO, add_traffic, migrate, transfer_cost
 
-OBJECT_BYTES = OBJECT.itemsize
+OBJECT_BYTES, RECORD_BYTES = OBJECT.itemsize, RECORD.itemsize
 AHEAD = 3  # rows between asking for an object's cache lines and using them
 
 
@@ -65,11 +66,12 @@ prefetch: Any = intrinsic(_prefetch)
 
 
 @compiled
-def fetch_objects(tasks, state, b, width):
+def fetch_objects(machines, tasks, state, b):
     """Ask for what row b's next task will touch of its objects: they lie anywhere, and nothing else foresees them."""
     e, t = state.episode[b], state.task[b]
     if t < tasks.object.shape[1]:
         objects = state.objects.shape[1]
+        width = machines.cores.shape[1]
         for p in range(-1, tasks.inputs.shape[2]):
             obj = tasks.object[e, t] if p < 0 else tasks.inputs[e, t, p]
             if obj >= 0:
@@ -77,6 +79,18 @@ def fetch_objects(tasks, state, b, width):
                 prefetch(state.objects, start)
                 prefetch(state.objects, start + OBJECT_BYTES - 1)
                 prefetch(state.access_bytes, (b * objects + obj) * width * 4)
+
+
+@compiled
+def fetch_records(machines, state, b, node):
+    """Ask for the records of the core that row b's next task gets on `node`, and of the one that changes next."""
+    size = size_of_record(machines.cores.shape[1])
+    row = b * state.records.shape[1]
+    core = first_free_core(machines, state, b, machines.runs_on[state.machine[b], node])
+    for record in (core, state.changes[b, 0].core):
+        start = (row + record * size) * RECORD_BYTES
+        prefetch(state.records, start)
+        prefetch(state.records, start + CACHE_LINE)
 
 
 @compiled
@@ -259,23 +273,32 @@ def decide(machines, tasks, state, outcome, b, node, data_node, weights, window_
     local_bytes = remote_bytes = 0.0
     if target >= 0:
         # Every time is taken before this task's own traffic is added: the estimate sees the same state.
+        core = first_free_core(machines, state, b, node)
+        head = open_record(machines, state, b, core)
         if spread and size > 0.0:
-            s_per_byte = pages_s_per_byte(machines, state, b, node, after, write_fraction, window_s)
+            moving_s = pages_time(machines, state, b, head, node, after, num_bytes, write_fraction, window_s)
+            service = max(tasks.flops[e, t] * machines.s_per_flop[m, node], moving_s)
         else:
-            s_per_byte, _ = transfer_cost(machines, state, b, node, target, write_fraction, window_s)
-        service = max(tasks.flops[e, t] * machines.s_per_flop[m, node], num_bytes * s_per_byte)  # roofline [3]
+            s_per_byte, _, _ = transfer_cost(machines, state, b, node, target, num_bytes, write_fraction, window_s)
+            service = max(tasks.flops[e, t] * machines.s_per_flop[m, node], num_bytes * s_per_byte)  # roofline [3]
+            if num_bytes > ZERO:
+                written = num_bytes * write_fraction
+                note_stream(state, b, head, node * width + target, service, num_bytes - written, written)
         service += tasks.overhead_s[e, t]
-        inputs = input_transfer(machines, tasks, state, b, node, window_s, work)
+        inputs = input_transfer(machines, tasks, state, b, head, node, window_s, work)
         coherence = task_coherence(machines, tasks, state, b, node, window_s)
         if migrated or replicated:
-            migration = migrate(machines, state, b, source, target, old_size, window_s)
+            migration, moving_s = migrate(machines, state, b, source, target, old_size, window_s)
+            note_stream(state, b, head, target * width + source, moving_s, old_size, 0.0)
+            note_stream(state, b, head, target * width + target, moving_s, 0.0, old_size)
         elif moves:
             migration, moved = move_pages(machines, state, b, before, after, window_s, False)
             migrated = moved > 0.0
         start = max(ready_time(tasks, state, b), state.node_free_s[b, node])
         wait = start - state.now_s[b]
         finish = start + migration + inputs + coherence + service
-        occupy_core(machines, state, b, node, finish)
+        occupy_core(machines, state, b, node, core, finish)
+        close_record(machines, state, b, core, head, start, finish)
 
         if moves:
             _, moved = move_pages(machines, state, b, before, after, window_s, True)
@@ -330,18 +353,28 @@ def decide(machines, tasks, state, outcome, b, node, data_node, weights, window_
 
 
 @compiled
-def occupy_core(machines, state, b, node, until_s):
-    """Give the node's first free core work until `until_s`: first come, first served."""
+def first_free_core(machines, state, b, node):
+    """The node's first idle core, or else the one that is free first, as an index of `core_free_s`."""
     width = machines.cores.shape[1]
     free = state.core_free_s[b]
-    last = machines.cores[state.machine[b], node]
+    now = state.now_s[b]
     best = node
-    for c in range(1, last):
+    for c in range(1, machines.cores[state.machine[b], node]):
+        if free[best] <= now:
+            break
         if free[c * width + node] < free[best]:
             best = c * width + node
-    free[best] = until_s
+    return best
+
+
+@compiled
+def occupy_core(machines, state, b, node, core, until_s):
+    """Give a core of the node work until `until_s`."""
+    width = machines.cores.shape[1]
+    free = state.core_free_s[b]
+    free[core] = until_s
     earliest = free[node]
-    for c in range(1, last):
+    for c in range(1, machines.cores[state.machine[b], node]):
         earliest = min(earliest, free[c * width + node])
     state.node_free_s[b, node] = earliest
 
@@ -369,13 +402,15 @@ def advance(machines, tasks, state, b, window_s):
         if tasks.follows_inputs:
             state.now_s[b] = ready_time(tasks, state, b)
         elapsed = state.now_s[b] - before
-        decay = math.exp(-np.float32(elapsed) / window_s)
-        traffic = state.traffic_bytes[b]
-        for i in range(len(traffic)):
-            traffic[i] *= decay
-        used = state.resource_bytes[b]
-        for i in range(len(used)):
-            used[i] *= decay
+        if elapsed > 0.0:
+            decay = math.exp(-np.float32(elapsed) / window_s)
+            traffic = state.traffic_bytes[b]
+            for i in range(len(traffic)):
+                traffic[i] *= decay
+            used = state.resource_bytes[b]
+            for i in range(len(used)):
+                used[i] *= decay
+            pass_time(machines, state, b, elapsed)
 
 
 @compiled
@@ -393,6 +428,13 @@ def reset_row(tasks, state, b, episode, machine, horizon):
     state.spare_bytes[b, :] = 0.0
     state.traffic_bytes[b, :] = 0.0
     state.resource_bytes[b, :] = 0.0
+    state.stream_count[b, :] = 0.0
+    state.stream_rate[b, :] = 0.0
+    state.stream_bytes[b, :] = 0.0
+    state.num_changes[b] = 0
+    size = size_of_record(state.node_free_s.shape[1])
+    for head in range(0, state.records.shape[1], size):
+        state.records[b, head].status = ABSENT
     state.page_weights[b, :] = 0
     state.access_bytes[b, :] = 0.0
     state.passed_bytes[b, :] = 0.0
@@ -441,7 +483,8 @@ def step_range(machines, tasks, state, outcome, totals, actions, window_s, work,
     """Decide and advance rows `first` to `last`; a row whose episode is over is left alone."""
     for b in range(first, last):
         if b + AHEAD < last:
-            fetch_objects(tasks, state, b + AHEAD, machines.cores.shape[1])
+            fetch_objects(machines, tasks, state, b + AHEAD)
+            fetch_records(machines, state, b + AHEAD, actions[b + AHEAD, 0])
         decided_s[b] = -1.0
         if state.task[b] < state.horizon[b]:
             decided_s[b] = state.now_s[b]

@@ -15,7 +15,7 @@ import numpy as np
 from numa_rl.coherence.protocol import resident_bytes, transition_s
 from numa_rl.compilation import compiled
 from numa_rl.simulator.state import EXCLUSIVE, MODIFIED
-from numa_rl.simulator.streams import ONE, ZERO, transfer_cost
+from numa_rl.simulator.streams import ONE, ZERO, transfer_latency
 
 line_time = compiled(transition_s)
 still_cached = compiled(resident_bytes)
@@ -59,7 +59,7 @@ def ask_holder(machines, state, b, node, obj, num_bytes, write_fraction, window_
     touched = min(lines, num_bytes)
     if ratio <= ZERO or touched <= ZERO:
         return ZERO
-    _, latency = transfer_cost(machines, state, b, node, sharer if node == holder else holder, ZERO, window_s)
+    latency = transfer_latency(machines, state, b, node, sharer if node == holder else holder, window_s)
     return line_time(touched, ratio, latency, machines.outstanding_bytes[state.machine[b]])
 
 

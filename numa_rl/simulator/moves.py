@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from numa_rl.compilation import compiled
+from numa_rl.simulator.in_flight import note_stream
 from numa_rl.simulator.placement import nearest_copy, write_shares
 from numa_rl.simulator.state import SPLIT
 from numa_rl.simulator.streams import ONE, ZERO, add_traffic, migrate, transfer_cost
@@ -47,7 +48,8 @@ def move_pages(machines, state, b, before, after, window_s, counting):
             if counting:
                 count_move(machines, state, b, source, target, part)
             else:
-                seconds += migrate(machines, state, b, source, target, part, window_s)
+                piece_s, _ = migrate(machines, state, b, source, target, part, window_s)
+                seconds += piece_s
             moved += part
             short -= part
             spare -= part
@@ -62,15 +64,21 @@ def count_move(machines, state, b, source, target, num_bytes):
 
 
 @compiled
-def pages_s_per_byte(machines, state, b, node, held, write_fraction, window_s):
-    """Seconds per byte of a core of `node` that goes through pages held by several nodes, (N,), one after another."""
+def pages_time(machines, state, b, head, node, held, num_bytes, write_fraction, window_s):
+    """Seconds for a core of `node` to go through pages held by several nodes, (N,), one after another: `num_bytes`."""
+    width = machines.cores.shape[1]
     total = seconds = 0.0
+    for home in range(width):
+        total += held[home]
     for home in range(machines.num_nodes[state.machine[b]]):
         if held[home] > 0.0:
-            s_per_byte, _ = transfer_cost(machines, state, b, node, home, write_fraction, window_s)
-            seconds += held[home] * s_per_byte
-            total += held[home]
-    return np.float32(seconds / total)
+            part = np.float32(num_bytes * (held[home] / total))
+            s_per_byte, _, _ = transfer_cost(machines, state, b, node, home, part, write_fraction, window_s)
+            moving_s = part * s_per_byte
+            written = part * write_fraction
+            note_stream(state, b, head, node * width + home, moving_s, part - written, written)
+            seconds += moving_s
+    return np.float32(seconds)
 
 
 @compiled

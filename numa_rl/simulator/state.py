@@ -223,6 +223,24 @@ EXCLUSIVE, MODIFIED = -1, -2
 ORDINARY, SPLIT = 0, -1
 
 
+# What a core moves, see `in_flight.py`: a head and up to N + 2 streams, of the same size so that they lie together.
+RECORD = np.dtype(
+    {
+        "names": [
+            *("num_streams", "status", "duration_s", "busy_until_s"),  # of a head
+            *("pair", "present", "read_bytes_per_s", "written_bytes_per_s"),  # of a stream
+        ],
+        "formats": ["i2", "i2", "f4", "f8", "i4", "f4", "f4", "f4"],
+        "offsets": [0, 2, 4, 8, 0, 4, 8, 12],
+        "itemsize": 16,
+    }
+)
+ABSENT, WAITING, AT_WORK = 0, 1, 2
+CACHE_LINE = 64
+TOGETHER = CACHE_LINE // RECORD.itemsize
+CHANGE = np.dtype([("at_s", np.float64), ("core", np.int64)])  # when a core's record changes next
+
+
 class State(NamedTuple):
     """Everything that changes, B rows, allocated once; only the kernel writes it."""
 
@@ -237,11 +255,31 @@ class State(NamedTuple):
     spare_bytes: F64  # (B, N) of these, copies that can be dropped
     traffic_bytes: F32  # (B, N * N) recent bytes by initiator and target: the communication matrix
     resource_bytes: F32  # (B, R) recent bytes through each memory controller and link
+    stream_count: F32  # (B, R) streams in flight through each memory controller and link
+    stream_rate: F32  # (B, R) what they move together, bytes per second
+    stream_bytes: F32  # (B, R) what they have left to move
+    num_changes: I32  # (B,) how many cores have a record
+    changes: npt.NDArray[np.void]  # (B, C * N) of CHANGE: a heap of the first `num_changes`, by time
+    records: npt.NDArray[np.void]  # (B, C * N * `record_size`) of RECORD
     objects: npt.NDArray[np.void]  # (B, O) of OBJECT
     page_weights: U8  # (B, O * N) how a SPLIT object's pages are dealt out; 1 at each of several copies
     access_bytes: F32  # (B, O * N) bytes recently moved between each object and each node
     passed_bytes: F64  # (B, N) bytes that have passed through each node's cache
     pair_bytes: F32  # (B, N * N * 2) all bytes read, then written, between each initiator and target
+
+
+def record_size(num_nodes: int) -> int:
+    """How many of RECORD a core has: a head and N + 2 streams, in whole cache lines."""
+    return (num_nodes + 3 + TOGETHER - 1) // TOGETHER * TOGETHER
+
+
+def _on_cache_lines(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Zeros that begin at a cache line."""
+    dtype = np.dtype(dtype)
+    num_bytes = int(np.prod(shape)) * dtype.itemsize
+    raw = np.zeros(num_bytes + CACHE_LINE, np.uint8)
+    first = -raw.ctypes.data % CACHE_LINE
+    return raw[first : first + num_bytes].view(dtype).reshape(shape)
 
 
 def allocate_state(num_rows: int, machines: Machines, num_objects: int) -> State:
@@ -259,6 +297,12 @@ def allocate_state(num_rows: int, machines: Machines, num_objects: int) -> State
         spare_bytes=np.zeros((b, n), np.float64),
         traffic_bytes=np.zeros((b, n * n), np.float32),
         resource_bytes=np.zeros((b, r), np.float32),
+        stream_count=np.zeros((b, r), np.float32),
+        stream_rate=np.zeros((b, r), np.float32),
+        stream_bytes=np.zeros((b, r), np.float32),
+        num_changes=np.zeros(b, np.int32),
+        changes=np.zeros((b, c * n), CHANGE),
+        records=_on_cache_lines((b, c * n * record_size(n)), RECORD),
         objects=np.zeros((b, num_objects), OBJECT),
         page_weights=np.zeros((b, num_objects * n), np.uint8),
         access_bytes=np.zeros((b, num_objects * n), np.float32),

@@ -22,9 +22,35 @@ NO_ROOM = np.float32(1e-9)  # keeps r(u) finite beyond u = 1 / c, where it is `s
 
 
 @compiled
-def shared_s_per_byte(idle_s_per_byte, load):
-    """Seconds per byte of a resource that offered load u keeps busy: its equal share is capacity / (1 + u)."""
-    return idle_s_per_byte * (ONE + load)
+def shared_s_per_byte(idle_s_per_byte, count, rate, left_bytes, num_bytes):
+    """Seconds per byte of a stream of b bytes on a resource that n others share, who have V left together.
+
+    While all move at equal shares, the others delay it by what they move before it ends, sum(min(left_i, b)) /
+    capacity, and it delays them by the same. Times once decided stand, so the stream is charged both: the sum over all
+    is then what they take. For sizes without memory (exponential) that sum is V (1 - exp(-x)), x = n b / V; here
+    exp(x) is 1 + x + x^2 / 2. But a stream never gets less than what the others' rate leaves over.
+    """
+    left = max(left_bytes, ONE)
+    count = max(count, ZERO)
+    moving = count * num_bytes  # x = moving / left
+    near = left * (left + HALF * moving)
+    whole = near + HALF * moving * (left + moving)
+    shared = whole + (count + count) * near
+    spare = max(ONE - rate * idle_s_per_byte, NO_ROOM)
+    crowded = shared * spare < whole
+    return idle_s_per_byte * ((shared if crowded else ONE) / (whole if crowded else spare))
+
+
+@compiled
+def resource_s_per_byte(machines, state, b, resource, num_bytes):
+    """`shared_s_per_byte` of a controller or link as it is now."""
+    return shared_s_per_byte(
+        machines.resource_s_per_byte[state.machine[b], resource],
+        state.stream_count[b, resource],
+        state.stream_rate[b, resource],
+        state.stream_bytes[b, resource],
+        num_bytes,
+    )
 
 
 @compiled
@@ -41,11 +67,11 @@ def resource_load(resource_bytes, idle_s_per_byte, window_s):
 
 
 @compiled
-def route_load(machines, state, b, node, target, window_s):
+def route_cost(machines, state, b, node, target, read_bytes, written_bytes, window_s):
     """What a stream between initiator `node` and memory of `target` meets on its way.
 
     Returns:
-        (seconds per byte of the slowest link toward the initiator, the same away from it,
+        (seconds per byte read of the slowest link toward the initiator, of a byte written of the slowest away from it,
         the largest load of the controller and the links).
     """
     m = state.machine[b]
@@ -59,13 +85,13 @@ def route_load(machines, state, b, node, target, window_s):
     start = node * width + node
     while pair != start:
         link = machines.link_in[m, pair]
-        u = resource_load(used[link], idle[link], window_s)
-        inward = max(inward, shared_s_per_byte(idle[link], u))
-        load = max(load, u)
+        load = max(load, resource_load(used[link], idle[link], window_s))
+        if read_bytes > ZERO:
+            inward = max(inward, resource_s_per_byte(machines, state, b, link, read_bytes))
         link = machines.link_out[m, pair]
-        u = resource_load(used[link], idle[link], window_s)
-        outward = max(outward, shared_s_per_byte(idle[link], u))
-        load = max(load, u)
+        load = max(load, resource_load(used[link], idle[link], window_s))
+        if written_bytes > ZERO:
+            outward = max(outward, resource_s_per_byte(machines, state, b, link, written_bytes))
         pair = np.int64(machines.parent_pair[m, pair])
     return inward, outward, load
 
@@ -85,23 +111,34 @@ def stream_s_per_byte(
 
 
 @compiled
-def controller_s_per_byte(machines, state, b, node, window_s):
-    """Seconds per byte of a node's memory controller as loaded as it is now."""
-    idle = machines.resource_s_per_byte[state.machine[b], node]
-    return shared_s_per_byte(idle, resource_load(state.resource_bytes[b, node], idle, window_s))
+def loaded_latency(machines, state, b, node, target, load):
+    """Latency between a core of `node` and memory of `target` when the busiest of what lies between is so loaded."""
+    m = state.machine[b]
+    factor = latency_factor(load, machines.latency_a[m], machines.latency_c[m], machines.latency_saturated[m])
+    return machines.latency_s[m, node * machines.cores.shape[1] + target] * factor
 
 
 @compiled
-def transfer_cost(machines, state, b, node, target, write_fraction, window_s):
-    """Seconds per byte of a stream between a core of `node` and memory of `target`, and its loaded latency."""
+def transfer_latency(machines, state, b, node, target, window_s):
+    """`loaded_latency` as things are now."""
+    _, _, load = route_cost(machines, state, b, node, target, ZERO, ZERO, window_s)
+    return loaded_latency(machines, state, b, node, target, load)
+
+
+@compiled
+def transfer_cost(machines, state, b, node, target, num_bytes, write_fraction, window_s):
+    """Seconds per byte of a stream between a core of `node` and memory of `target`.
+
+    Returns:
+        (seconds per byte, loaded latency, seconds per byte of the target's controller alone).
+    """
     m = state.machine[b]
-    pair = node * machines.cores.shape[1] + target
-    inward, outward, load = route_load(machines, state, b, node, target, window_s)
-    controller = controller_s_per_byte(machines, state, b, target, window_s)
-    factor = latency_factor(load, machines.latency_a[m], machines.latency_c[m], machines.latency_saturated[m])
-    latency = machines.latency_s[m, pair] * factor
+    written = num_bytes * write_fraction
+    inward, outward, load = route_cost(machines, state, b, node, target, num_bytes - written, written, window_s)
+    controller = resource_s_per_byte(machines, state, b, target, num_bytes)
+    latency = loaded_latency(machines, state, b, node, target, load)
     s_per_byte = stream_s_per_byte(
-        machines.pair_s_per_byte[m, pair],
+        machines.pair_s_per_byte[m, node * machines.cores.shape[1] + target],
         controller,
         inward,
         outward,
@@ -109,7 +146,7 @@ def transfer_cost(machines, state, b, node, target, write_fraction, window_s):
         latency,
         machines.outstanding_bytes[m],
     )
-    return s_per_byte, latency
+    return s_per_byte, latency, controller
 
 
 @compiled
@@ -151,14 +188,19 @@ def migration_time(num_bytes, split_s_per_byte, s_per_byte, merge_s_per_byte, la
 
 @compiled
 def migrate(machines, state, b, source, target, num_bytes, window_s):
-    """`migration_time` between two nodes as loaded as they are now."""
+    """Moving an object between two nodes as loaded as they are now.
+
+    Returns:
+        (`migration_time`, seconds of it in which bytes move).
+    """
     m = state.machine[b]
-    s_per_byte, latency = transfer_cost(machines, state, b, target, source, ZERO, window_s)
-    reading = controller_s_per_byte(machines, state, b, source, window_s)
-    writing = controller_s_per_byte(machines, state, b, target, window_s)
+    size = np.float32(num_bytes)
+    s_per_byte, latency, reading = transfer_cost(machines, state, b, target, source, size, ZERO, window_s)
+    writing = resource_s_per_byte(machines, state, b, target, size)
     page_s = page_time(num_bytes, machines.page_bytes[m], machines.page_move_s[m])
     half_cache = HALF * machines.llc_bytes[m, target]
-    return migration_time(np.float32(num_bytes), reading, s_per_byte, writing, latency, half_cache, np.float32(page_s))
+    seconds = migration_time(size, reading, s_per_byte, writing, latency, half_cache, np.float32(page_s))
+    return seconds, size * max(s_per_byte, writing)
 
 
 @compiled
