@@ -5,7 +5,7 @@ READY := .venv/.ready
 # Every page anew, for what an earlier build has warned of is not said again; a warning is an error.
 SPHINX := $(BIN)/sphinx-build -W --keep-going -E -q docs docs/_build/html
 
-.PHONY: setup demo test fuzz bench docs clean
+.PHONY: setup demo test fuzz bench fidelity docs clean
 
 setup: $(READY)
 
@@ -32,6 +32,17 @@ fuzz: $(READY)
 
 bench: $(READY)
 	@$(BIN)/numa-rl bench
+
+# How far the simulator is from SimGrid, which Debian packages for its own Python.
+HAS_SIMGRID := $(BIN)/python -c 'import sys; from experiments.fidelity.referee import find_simgrid; sys.exit(find_simgrid() is None)'
+APT := apt-get install --yes --quiet python3-simgrid
+
+fidelity: $(READY)
+	@$(HAS_SIMGRID) || { command -v apt-get >/dev/null && echo "Installing SimGrid: $(APT)" \
+		&& if [ "$$(id -u)" = 0 ]; then $(APT); else sudo $(APT); fi; } \
+		|| { echo "SimGrid is needed: as root, run apt-get install python3-simgrid"; exit 1; }
+	@$(BIN)/numa-rl study fidelity --json results/fidelity/fidelity.json --csv results/fidelity/fidelity.csv \
+		--plot results/fidelity/fidelity.png --tables results/fidelity/tables.txt
 
 docs: $(READY)
 	@$(SPHINX)

@@ -11,16 +11,19 @@ from typing import Annotated, Any
 import tyro
 
 from experiments.bench import Bench
+from experiments.calibrate import Calibrate
 from experiments.compare import Compare
 from experiments.demo import Demo
 from experiments.diagnose import Diagnose
 from experiments.exercises import Exercises
+from experiments.fidelity.study import Fidelity
 from experiments.machine import MachineList, MachineShow
 from experiments.partition import Partition
 from experiments.plan import MemoryPlan
 from experiments.roofline import Roofline
 from experiments.studies.case_200t import Case200T
 from experiments.studies.listing import StudyList
+from experiments.studies.measured import MeasuredMachines
 from experiments.suite.command import Suite
 from experiments.train import Train
 from experiments.transformer.attention import Attention
@@ -36,8 +39,14 @@ Transformer = (
     | Annotated[KvCache, tyro.conf.subcommand("kv-cache")]
     | Annotated[Pipeline, tyro.conf.subcommand("pipeline")]
 )
-Study = Annotated[Case200T, tyro.conf.subcommand("case-200t")] | Annotated[StudyList, tyro.conf.subcommand("list")]
+Study = (
+    Annotated[Case200T, tyro.conf.subcommand("case-200t")]
+    | Annotated[Fidelity, tyro.conf.subcommand("fidelity")]
+    | Annotated[MeasuredMachines, tyro.conf.subcommand("machines")]
+    | Annotated[StudyList, tyro.conf.subcommand("list")]
+)
 TRANSFORMER = "How a transformer's layers, its cache and its pipeline are best spread over the sockets of a machine."
+STUDY = "Play a case of the chapter's step by step, and measure how far the model is to be trusted."
 
 # What tyro draws around an error, and the name of its own that it puts before ours.
 FRAME = re.compile(r"[\u2500-\u257f]+|-{4,}|^\s*[|+]|[|+]\s*$|Error parsing \S+: ", re.MULTILINE)
@@ -61,15 +70,14 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
                 | Annotated[Tune, tyro.conf.subcommand("tune")]
                 | Annotated[Compare, tyro.conf.subcommand("compare")]
                 | Annotated[Machine, tyro.conf.subcommand("machine", description="Show machines: presets and files.")]
+                | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
                 | Annotated[Suite, tyro.conf.subcommand("suite")]
                 | Annotated[Partition, tyro.conf.subcommand("partition")]
                 | Annotated[Roofline, tyro.conf.subcommand("roofline")]
                 | Annotated[Diagnose, tyro.conf.subcommand("diagnose")]
                 | Annotated[Transformer, tyro.conf.subcommand("transformer", description=TRANSFORMER)]
                 | Annotated[MemoryPlan, tyro.conf.subcommand("plan")]
-                | Annotated[
-                    Study, tyro.conf.subcommand("study", description="Play a case of the chapter's step by step.")
-                ]
+                | Annotated[Study, tyro.conf.subcommand("study", description=STUDY)]
                 | Annotated[Exercises, tyro.conf.subcommand("exercises")]
                 | Annotated[Bench, tyro.conf.subcommand("bench")],
                 prog="numa-rl",

@@ -20,7 +20,7 @@ from envs.world import World
 from experiments.fidelity.record_kernel import FLOWS_PER_NODE, write_all_flows
 from experiments.fidelity.replay import FLOW, Replay
 from numa_rl.simulator.simulator import Simulator
-from numa_rl.simulator.state import Outcome, allocate_work
+from numa_rl.simulator.state import Outcome, allocate_state, allocate_work
 
 I64 = npt.NDArray[np.int64]
 NOBODY = -1
@@ -72,6 +72,7 @@ class Recorder(Simulator):
         self._rows = np.arange(rows)
         self._task_flows = np.zeros((rows, FLOWS_PER_NODE * self.num_nodes), FLOW)
         self._counts = np.zeros((rows, 2), np.int64)
+        self._idle = allocate_state(self.num_rows, self.machines, num_objects=1)
         self._row_work = allocate_work(self.machines)
         self._flows: list[list[npt.NDArray[np.void]]] = [[] for _ in range(rows)]
         self._writer = np.full((rows, world.workload.num_objects), NOBODY)
@@ -84,7 +85,9 @@ class Recorder(Simulator):
         """See `Simulator.step`."""
         actions = self.checked(actions)
         task = int(self.state.task[0])
-        write_all_flows(self.machines, self.tasks, self.state, actions, self._task_flows, self._counts, self._row_work)
+        self._idle.machine[:] = self.state.machine
+        arrays = (self.machines, self.tasks, self.state, self._idle, actions)
+        write_all_flows(*arrays, self._task_flows, self._counts, self._row_work)
         own = self.workload.object[self.state.episode, task]
         accessed = np.column_stack([own, self.workload.inputs[self.state.episode, task]])
         self._waits[:, task] = np.where(accessed < 0, NOBODY, self._writer[self._rows[:, None], accessed])

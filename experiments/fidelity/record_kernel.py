@@ -1,7 +1,7 @@
 """Writing down what a decision will move, before the simulator makes it; compiled by numba.
 
 Only idle times are taken from the model, and of them only what its chunked pipeline and the kernel's page work add to
-bytes over bandwidth. Loads are left out by an endless window, in which no traffic is a load.
+bytes over bandwidth: they are asked of `idle`, a state of the same rows in which nothing moves.
 
 Dimension key: N nodes, P inputs, as in `numa_rl/simulator/state.py`.
 
@@ -18,9 +18,9 @@ from numa_rl.simulator.inputs import message_time, write_sources
 from numa_rl.simulator.kernel import page_placement
 from numa_rl.simulator.placement import AFTER, BEFORE, SOURCES, find_page_room, find_room, holds_copy, nearest_copy
 from numa_rl.simulator.state import SPLIT
-from numa_rl.simulator.streams import ONE, ZERO, controller_s_per_byte, migrate, transfer_cost
+from numa_rl.simulator.streams import ONE, ZERO, migrate, transfer_cost
 
-ENDLESS_S = np.float32(np.inf)
+WINDOW_S = np.float32(1.0)  # any would do: nothing has moved
 FLOWS_PER_NODE = 6  # of a task: moves take 2 (2 N - 1) rows at most, inputs N and its own access N
 
 
@@ -39,48 +39,46 @@ def add_flow(flows, count, initiator, target, read_bytes, written_bytes, flops, 
 
 
 @compiled
-def add_move(machines, state, b, flows, count, source, target, num_bytes):
+def add_move(machines, idle, b, flows, count, source, target, num_bytes):
     """Write a move or copy: `target` reads from `source` and, at the same time, writes to its own memory."""
-    s_per_byte, _ = transfer_cost(machines, state, b, target, source, ZERO, ENDLESS_S)
-    slowest = max(s_per_byte, controller_s_per_byte(machines, state, b, target, ENDLESS_S))
-    fixed_s = migrate(machines, state, b, source, target, num_bytes, ENDLESS_S) - num_bytes * slowest
+    seconds, moving_s = migrate(machines, idle, b, source, target, num_bytes, WINDOW_S)
+    fixed_s = seconds - np.float64(moving_s)
     count = add_flow(flows, count, target, source, num_bytes, 0.0, 0.0, fixed_s, 0)
     return add_flow(flows, count, target, target, 0.0, num_bytes, 0.0, 0.0, 1)
 
 
 @compiled
-def add_page_moves(machines, state, b, flows, count, before, after):
+def add_page_moves(machines, idle, b, flows, count, before, after):
     """Write the moves that bring pages from where they are, (N,) `before`, to where they are to be, `after`.
 
     What an object has grown by is not moved but new. Both arrays are used up.
     """
-    nodes = machines.num_nodes[state.machine[b]]
+    nodes = machines.num_nodes[idle.machine[b]]
     for target in range(nodes):
         for source in range(nodes):
             part = min(after[target] - before[target], before[source] - after[source])
             if part > 0.0:
-                count = add_move(machines, state, b, flows, count, source, target, part)
+                count = add_move(machines, idle, b, flows, count, source, target, part)
                 before[source] -= part
                 after[target] -= part
     return count
 
 
 @compiled
-def add_reads(machines, tasks, state, b, flows, count, node, work):
+def add_reads(machines, tasks, state, idle, b, flows, count, node, work):
     """Write the reading of the next task's inputs: one message from each node that holds some of them."""
     sources = work[SOURCES]
     write_sources(machines, tasks, state, b, node, work[0], sources)
     for home in range(machines.num_nodes[state.machine[b]]):
         if sources[home] > 0.0:
-            s_per_byte, _ = transfer_cost(machines, state, b, node, home, ZERO, ENDLESS_S)
-            idle_s = message_time(machines, state, b, node, home, np.float32(sources[home]), ENDLESS_S)
-            fixed_s = idle_s - sources[home] * s_per_byte
+            seconds, moving_s = message_time(machines, idle, b, node, home, np.float32(sources[home]), WINDOW_S)
+            fixed_s = np.float64(seconds) - np.float64(moving_s)
             count = add_flow(flows, count, node, home, sources[home], 0.0, 0.0, fixed_s, 0)
     return count
 
 
 @compiled
-def add_access(machines, tasks, state, b, flows, count, node, held, total, num_bytes):
+def add_access(machines, tasks, state, idle, b, flows, count, node, held, total, num_bytes):
     """Write the access to the task's own object, of which each node holds a part, (N,), of `total`.
 
     Arithmetic goes with the parts by the time that their bytes take on the idle machine.
@@ -91,12 +89,12 @@ def add_access(machines, tasks, state, b, flows, count, node, held, total, num_b
     whole_s = 0.0
     for home in range(nodes):
         if held[home] > 0.0:
-            s_per_byte, _ = transfer_cost(machines, state, b, node, home, writes, ENDLESS_S)
+            s_per_byte, _, _ = transfer_cost(machines, idle, b, node, home, ONE, writes, WINDOW_S)
             whole_s += held[home] * s_per_byte
     fixed_s = np.float64(tasks.overhead_s[e, t])
     for home in range(nodes):
         if held[home] > 0.0:
-            s_per_byte, _ = transfer_cost(machines, state, b, node, home, writes, ENDLESS_S)
+            s_per_byte, _, _ = transfer_cost(machines, idle, b, node, home, ONE, writes, WINDOW_S)
             part = num_bytes * held[home] / total
             flops = tasks.flops[e, t] * (held[home] * s_per_byte / whole_s)
             count = add_flow(flows, count, node, home, part * (ONE - writes), part * writes, flops, fixed_s, 0)
@@ -105,7 +103,7 @@ def add_access(machines, tasks, state, b, flows, count, node, held, total, num_b
 
 
 @compiled
-def write_flows(machines, tasks, state, b, node, data_node, weights, flows, work):
+def write_flows(machines, tasks, state, idle, b, node, data_node, weights, flows, work):
     """Write what the next task of row b will move if it is so decided, in the order in which it does.
 
     Where the object goes is worked out as `numa_rl.simulator.kernel.decide` does it; nothing of the state changes.
@@ -137,28 +135,28 @@ def write_flows(machines, tasks, state, b, node, data_node, weights, flows, work
         if page_placement(machines, state, b, obj, target, size, spread, home, work) and home >= 0:
             for n in range(width):
                 held[n] = work[AFTER, n]
-            count = add_page_moves(machines, state, b, flows, count, work[BEFORE], held)
+            count = add_page_moves(machines, idle, b, flows, count, work[BEFORE], held)
     elif home >= 0 and home != target:
         old_size = state.objects[b, obj].bytes
         if form <= 0:
-            count = add_move(machines, state, b, flows, count, home, target, old_size)
+            count = add_move(machines, idle, b, flows, count, home, target, old_size)
         elif not holds_copy(state, b, obj, target, width):
             source = nearest_copy(machines, state, b, obj, target)
-            count = add_move(machines, state, b, flows, count, source, target, old_size)
+            count = add_move(machines, idle, b, flows, count, source, target, old_size)
 
-    count = add_reads(machines, tasks, state, b, flows, count, node, work)
+    count = add_reads(machines, tasks, state, idle, b, flows, count, node, work)
     own = count
     for n in range(width):
         held[n] = work[AFTER, n] if spread and size > 0.0 else (1.0 if n == target else 0.0)
     total = size if spread and size > 0.0 else 1.0
-    count = add_access(machines, tasks, state, b, flows, count, node, held, total, tasks.bytes[e, t])
+    count = add_access(machines, tasks, state, idle, b, flows, count, node, held, total, tasks.bytes[e, t])
     return count, own
 
 
 @compiled
-def write_all_flows(machines, tasks, state, actions, flows, counts, work):
+def write_all_flows(machines, tasks, state, idle, actions, flows, counts, work):
     """Write what the next task of every row will move: `flows` (B, .) and `counts` (B, 2), see `write_flows`."""
     for b in range(len(actions)):
         node, data_node = actions[b, 0], actions[b, 1]
-        count, own = write_flows(machines, tasks, state, b, node, data_node, actions[b, 2:], flows[b], work)
+        count, own = write_flows(machines, tasks, state, idle, b, node, data_node, actions[b, 2:], flows[b], work)
         counts[b, 0], counts[b, 1] = count, own
