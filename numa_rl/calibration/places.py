@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from numa_rl.machines.processors import members
-from numa_rl.machines.restriction import ALL, allowed
-from numa_rl.machines.sysfs_processors import Processors
-from numa_rl.machines.system_files import CPUS, NODES, SystemFiles
+from numa_rl.machines.sysfs import usable
+from numa_rl.machines.system_files import NODES, SystemFiles
 from numa_rl.machines.tree import FolderTree
 
 KIB = 2**10
@@ -54,7 +53,7 @@ def live_places() -> Places:
     """Those of this machine.
 
     Raises:
-        ValueError: the system is no Linux with /sys.
+        ValueError: the system is no Linux with /sys, or the process may use no node of it.
     """
     require_linux()
     return places_in(SystemFiles(FolderTree(Path("/"))))
@@ -67,14 +66,12 @@ def require_linux() -> None:
 
 
 def places_in(files: SystemFiles) -> Places:
-    """Those of a system's files."""
-    usable, memories = allowed(files.outside)
-    online = files.list(f"{CPUS}/online")
-    known = files.list(f"{NODES}/online")
-    nodes = [
-        node for node in files.numbered(NODES, "node") if memories >> node & 1 and (known is None or known >> node & 1)
-    ]
-    processors = Processors(files, nodes, usable & (ALL if online is None else online))
+    """Those of a system's files.
+
+    Raises:
+        ValueError: no node may be used, or the files hold no lists of numbers.
+    """
+    _, nodes, processors = usable(files)
     free = [_free_bytes(files.text(f"{NODES}/node{node}/meminfo") or "") for node in nodes]
     return Places(
         nodes=tuple(nodes),

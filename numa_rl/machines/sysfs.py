@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,21 +75,43 @@ def _read(tree: Tree, name: str, origin: str) -> Topology:
         raise ValueError(f"{origin}: {error}") from None
 
 
+class Usable(NamedTuple):
+    """The nodes of a system, and what of them the process whose files they are may use.
+
+    Attributes:
+        present: numbers of the nodes online, ascending.
+        nodes: those of them whose memory the process may use.
+        processors: those of these nodes that are online and may be used.
+    """
+
+    present: list[int]
+    nodes: list[int]
+    processors: Processors
+
+
+def usable(files: SystemFiles) -> Usable:
+    """What of a system is online and may be used.
+
+    Raises:
+        ValueError: no node may be used, or there are more than Linux has.
+    """
+    processors, memories = allowed(files.outside)
+    processors_online, nodes_online = files.list(f"{CPUS}/online"), files.list(f"{NODES}/online")
+    present = [node for node in files.numbered(NODES, "node") if nodes_online is None or nodes_online >> node & 1]
+    nodes = [node for node in present if memories >> node & 1]
+    if not 1 <= len(nodes) <= MAX_NODES:
+        raise ValueError(f"there must be 1 to {MAX_NODES} nodes online in {NODES}, got {len(nodes)} that may be used.")
+    online = ALL if processors_online is None else processors_online
+    return Usable(present, nodes, Processors(files, nodes, processors & online))
+
+
 class _System:
     """The nodes of one system, and what its files say of them."""
 
     def __init__(self, tree: Tree) -> None:
         self.files = SystemFiles(tree)
-        processors, memories = allowed(self.files.outside)
-        online = self.files.list(f"{CPUS}/online")
-        self.present = self._nodes()
-        self.nodes = [node for node in self.present if memories >> node & 1]
-        if not 1 <= len(self.nodes) <= MAX_NODES:
-            raise ValueError(
-                f"there must be 1 to {MAX_NODES} nodes online in {NODES}, got {len(self.nodes)} that may be used."
-            )
+        self.present, self.nodes, self.processors = usable(self.files)
         self.kept = np.ix_(*[[self.present.index(node) for node in self.nodes]] * 2)
-        self.processors = Processors(self.files, self.nodes, processors & (ALL if online is None else online))
 
     def found(self, name: str) -> Found:
         """What the files say of the machine."""
@@ -109,11 +131,6 @@ class _System:
             sources=sources,
             **figures,
         )
-
-    def _nodes(self) -> list[int]:
-        """Numbers of the nodes online, ascending."""
-        online = self.files.list(f"{NODES}/online")
-        return [node for node in self.files.numbered(NODES, "node") if online is None or online >> node & 1]
 
     def _left_out(self) -> str:
         """What the source of cores says of what the process may not use."""
