@@ -82,7 +82,7 @@ def test_what_the_process_may_not_use_is_left_alone(tmp_path):
     found = read_places(tmp_path, files)
     assert (found.nodes, found.processors) == ((1,), ((3,),))
     files["proc/self/status"] = "Cpus_allowed_list:\t1,3\nMems_allowed_list:\t7\n"
-    with pytest.raises(ValueError, match="there must be 1 to 1024 nodes online in .* got 0 that may be used"):
+    with pytest.raises(ValueError, match=r"there must be 1 to 1024 nodes online in .* got 0 that may be used"):
         read_places(tmp_path / "none", files)
 
 
