@@ -145,8 +145,8 @@ def price_pairs(machines, tasks, state, b, prices, alpha, reference_s, window_s,
     width = machines.cores.shape[1]
     nodes = machines.num_nodes[m]
     load = resources[1]
-    obj = tasks.object[e, t]
-    size = tasks.object_bytes[e, t]
+    obj = tasks.each[e, t].object
+    size = tasks.each[e, t].object_bytes
     home = state.objects[b, obj].node
     shares = work[0]
     if home >= 0:

@@ -17,6 +17,7 @@ from numa_rl.simulator.inputs import ready_time
 from numa_rl.simulator.kernel import (
     AHEAD,
     fetch_objects,
+    fetch_task,
     outstanding_work,
 )
 from numa_rl.simulator.placement import find_room, has_room, write_shares
@@ -94,9 +95,9 @@ def write_masks(machines, tasks, state, b, row, task_mask, data_mask):
     """Write which nodes can run the next task and which have room for its object."""
     m, e, t = state.machine[b], state.episode[b], state.task[b]
     nodes = machines.num_nodes[m]
-    over = t >= tasks.arrival_s.shape[1]
-    obj = ZERO if over else tasks.object[e, t]
-    size = 0.0 if over else tasks.object_bytes[e, t]
+    over = t >= tasks.each.shape[1]
+    obj = ZERO if over else tasks.each[e, t].object
+    size = 0.0 if over else tasks.each[e, t].object_bytes
     some = over or find_room(machines, state, b, 0, np.int32(obj), size) >= 0
     for n in range(machines.cores.shape[1]):
         exists = n < nodes
@@ -149,8 +150,8 @@ def write_task(machines, tasks, state, b, offsets, scale, reference_s, window_s,
     """Write the task's features, and by node: its object, its inputs, and who has been using the object."""
     m, e, t = state.machine[b], state.episode[b], state.task[b]
     width = machines.cores.shape[1]
-    obj = tasks.object[e, t]
-    size = tasks.object_bytes[e, t]
+    obj = tasks.each[e, t].object
+    size = tasks.each[e, t].object_bytes
     home = state.objects[b, obj].node
     data = row[offsets.data : offsets.data + width]
     inputs = row[offsets.inputs : offsets.inputs + width]
@@ -170,15 +171,15 @@ def write_task(machines, tasks, state, b, offsets, scale, reference_s, window_s,
         last[state.objects[b, obj].holder] = np.float32(1.0)
     total = ZERO
     for p in range(tasks.inputs.shape[2]):
-        source = tasks.inputs[e, t, p]
+        source = tasks.inputs[e, t, p].object
         if source >= 0 and state.objects[b, source].node >= 0:
-            seconds = tasks.input_bytes[e, t, p] * local / reference_s
+            seconds = tasks.inputs[e, t, p].bytes * local / reference_s
             write_where(machines, state, b, source, seconds, shares, inputs)
             total += seconds
     task = row[offsets.task : offsets.task + TASK_COUNT]
-    task[COMPUTE] = (tasks.flops[e, t] * scale.s_per_flop[m] + tasks.overhead_s[e, t]) / reference_s
-    task[MEMORY] = tasks.bytes[e, t] * local / reference_s
-    task[WRITE_FRACTION] = tasks.write_fraction[e, t]
+    task[COMPUTE] = (tasks.each[e, t].flops * scale.s_per_flop[m] + tasks.each[e, t].overhead_s) / reference_s
+    task[MEMORY] = tasks.each[e, t].bytes * local / reference_s
+    task[WRITE_FRACTION] = tasks.each[e, t].write_fraction
     task[SIZE] = np.float32(size) / scale.memory_bytes[m]
     task[GROWTH] = np.float32(max(size - state.objects[b, obj].bytes, 0.0)) / scale.memory_bytes[m]
     task[IS_NEW] = np.float32(home < 0)
@@ -186,7 +187,7 @@ def write_task(machines, tasks, state, b, offsets, scale, reference_s, window_s,
     task[READY] = np.float32(ready_time(tasks, state, b) - state.now_s[b]) / reference_s
     task[READ_ONLY] = np.float32(tasks.read_only[e, obj])
     task[WRITTEN] = state.objects[b, obj].written_bytes / accessed if accessed > ZERO else ZERO
-    task[GAP] = np.float32(state.now_s[b] - tasks.arrival_s[e, max(t - 1, 0)]) / reference_s
+    task[GAP] = np.float32(state.now_s[b] - tasks.each[e, max(t - 1, 0)].arrival_s) / reference_s
 
 
 @compiled
@@ -234,6 +235,7 @@ def observe_range(
     width = machines.cores.shape[1]
     for i in range(first, last):
         if offsets.task >= 0 and i + AHEAD < last:
+            fetch_task(tasks, state, rows[min(i + 2 * AHEAD, last - 1)])
             fetch_objects(machines, tasks, state, rows[i + AHEAD])
         b = rows[i]
         row = buffer[b]
@@ -248,7 +250,7 @@ def observe_range(
             estimate = row[offsets.estimate : offsets.estimate + width * width]
             congestion = row[offsets.congestion : offsets.congestion + width * width]
             migration = row[offsets.migration : offsets.migration + width]
-            if state.task[b] < tasks.arrival_s.shape[1]:
+            if state.task[b] < tasks.each.shape[1]:
                 write_task(machines, tasks, state, b, offsets, scale, reference_s, window_s, work[1], row)
                 forecast(
                     machines,

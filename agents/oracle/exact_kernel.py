@@ -60,12 +60,12 @@ def rest_bound(machines, tasks, state, b, least, ready, weights):
         ready[obj] = state.objects[b, obj].ready_s
     total = 0.0
     for i in range(t, state.horizon[b]):
-        own = tasks.object[e, i]
-        arrival = tasks.arrival_s[e, i]
+        own = tasks.each[e, i].object
+        arrival = tasks.each[e, i].arrival_s
         start = max(arrival, ready[own])
         for p in range(tasks.inputs.shape[2]):
-            if tasks.inputs[e, i, p] >= 0:
-                start = max(start, ready[tasks.inputs[e, i, p]])
+            if tasks.inputs[e, i, p].object >= 0:
+                start = max(start, ready[tasks.inputs[e, i, p].object])
         cost = finish = np.inf
         for n in range(machines.num_nodes[state.machine[b]]):
             begin = max(start, state.node_free_s[b, n]) if least.waits else arrival

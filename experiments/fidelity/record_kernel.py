@@ -18,7 +18,7 @@ from numa_rl.simulator.inputs import message_time, write_sources
 from numa_rl.simulator.kernel import page_placement
 from numa_rl.simulator.placement import AFTER, BEFORE, SOURCES, find_page_room, find_room, holds_copy, nearest_copy
 from numa_rl.simulator.state import SPLIT
-from numa_rl.simulator.streams import ONE, ZERO, migrate, transfer_cost
+from numa_rl.simulator.streams import ONE, migrate, transfer_cost
 
 WINDOW_S = np.float32(1.0)  # any would do: nothing has moved
 FLOWS_PER_NODE = 6  # of a task: moves take 2 (2 N - 1) rows at most, inputs N and its own access N
@@ -84,19 +84,19 @@ def add_access(machines, tasks, state, idle, b, flows, count, node, held, total,
     Arithmetic goes with the parts by the time that their bytes take on the idle machine.
     """
     e, t = state.episode[b], state.task[b]
-    writes = tasks.write_fraction[e, t]
+    writes = tasks.each[e, t].write_fraction
     nodes = machines.num_nodes[state.machine[b]]
     whole_s = 0.0
     for home in range(nodes):
         if held[home] > 0.0:
             s_per_byte, _, _ = transfer_cost(machines, idle, b, node, home, ONE, writes, WINDOW_S)
             whole_s += held[home] * s_per_byte
-    fixed_s = np.float64(tasks.overhead_s[e, t])
+    fixed_s = np.float64(tasks.each[e, t].overhead_s)
     for home in range(nodes):
         if held[home] > 0.0:
             s_per_byte, _, _ = transfer_cost(machines, idle, b, node, home, ONE, writes, WINDOW_S)
             part = num_bytes * held[home] / total
-            flops = tasks.flops[e, t] * (held[home] * s_per_byte / whole_s)
+            flops = tasks.each[e, t].flops * (held[home] * s_per_byte / whole_s)
             count = add_flow(flows, count, node, home, part * (ONE - writes), part * writes, flops, fixed_s, 0)
             fixed_s = np.float64(0.0)
     return count
@@ -114,8 +114,8 @@ def write_flows(machines, tasks, state, idle, b, node, data_node, weights, flows
     m, e, t = state.machine[b], state.episode[b], state.task[b]
     width = machines.cores.shape[1]
     node = machines.runs_on[m, node]
-    obj = tasks.object[e, t]
-    size = tasks.object_bytes[e, t]
+    obj = tasks.each[e, t].object
+    size = tasks.each[e, t].object_bytes
     home = state.objects[b, obj].node
     form = state.objects[b, obj].form
 
@@ -149,7 +149,7 @@ def write_flows(machines, tasks, state, idle, b, node, data_node, weights, flows
     for n in range(width):
         held[n] = work[AFTER, n] if spread and size > 0.0 else (1.0 if n == target else 0.0)
     total = size if spread and size > 0.0 else 1.0
-    count = add_access(machines, tasks, state, idle, b, flows, count, node, held, total, tasks.bytes[e, t])
+    count = add_access(machines, tasks, state, idle, b, flows, count, node, held, total, tasks.each[e, t].bytes)
     return count, own
 
 

@@ -184,8 +184,8 @@ def forecast(
         migration: written, shape (N,): the migration in T_comm by data node; 0 where nothing moves.
     """
     m, e, t = state.machine[b], state.episode[b], state.task[b]
-    num_bytes = tasks.bytes[e, t]
-    write_fraction = tasks.write_fraction[e, t]
+    num_bytes = tasks.each[e, t].bytes
+    write_fraction = tasks.each[e, t].write_fraction
     weigh_routes(machines, state, b, num_bytes, write_fraction, window_s, routes, resources)
     width = machines.cores.shape[1]
     nodes = machines.num_nodes[m]
@@ -193,8 +193,8 @@ def forecast(
     a, c, saturated = machines.latency_a[m], machines.latency_c[m], machines.latency_saturated[m]
     outstanding = machines.outstanding_bytes[m]
     controller, load, price = resources[0], resources[1], resources[2]
-    obj = tasks.object[e, t]
-    size = tasks.object_bytes[e, t]
+    obj = tasks.each[e, t].object
+    size = tasks.each[e, t].object_bytes
     home = state.objects[b, obj].node
     form = state.objects[b, obj].form
     old_size = np.float32(state.objects[b, obj].bytes)
@@ -218,9 +218,9 @@ def forecast(
     if scattered:
         weigh_sources(machines, tasks, state, b, routes, resources)
     for p in range(tasks.inputs.shape[2]):
-        source = tasks.inputs[e, t, p]
+        source = tasks.inputs[e, t, p].object
         if source >= 0:
-            weigh_lines(machines, state, b, source, tasks.input_bytes[e, t, p], ZERO, loaded, reading)
+            weigh_lines(machines, state, b, source, tasks.inputs[e, t, p].bytes, ZERO, loaded, reading)
         read = ZERO if scattered else gathered_bytes(tasks, state, b, p)
         if read > ZERO:
             y = state.objects[b, source].node
@@ -261,9 +261,9 @@ def forecast(
     for n in range(nodes):
         row = slice(n * width, (n + 1) * width)
         pair, inward, outward, loaded = machines.pair_s_per_byte[m, row], routes[0, row], routes[1, row], routes[5, row]
-        computing = tasks.flops[e, t] * machines.s_per_flop[m, n]
+        computing = tasks.each[e, t].flops * machines.s_per_flop[m, n]
         fixed = np.float32(max(ready, state.node_free_s[b, n]) - state.now_s[b]) + alpha * reading[n]
-        fixed += tasks.overhead_s[e, t]
+        fixed += tasks.each[e, t].overhead_s
         placed = estimate[row]
         for d in range(width):
             s_per_byte = stream_s_per_byte(

@@ -21,9 +21,9 @@ from numa_rl.simulator.streams import HALF, ZERO, read_time, transfer_cost
 def ready_time(tasks, state, b):
     """When the next task's object and inputs have been written, at least now."""
     e, t = state.episode[b], state.task[b]
-    ready = max(state.now_s[b], state.objects[b, tasks.object[e, t]].ready_s)
+    ready = max(state.now_s[b], state.objects[b, tasks.each[e, t].object].ready_s)
     for p in range(tasks.inputs.shape[2]):
-        obj = tasks.inputs[e, t, p]
+        obj = tasks.inputs[e, t, p].object
         if obj >= 0:
             ready = max(ready, state.objects[b, obj].ready_s)
     return ready
@@ -35,7 +35,7 @@ def has_scattered_inputs(tasks, state, b):
     e, t = state.episode[b], state.task[b]
     scattered = False
     for p in range(tasks.inputs.shape[2]):
-        obj = tasks.inputs[e, t, p]
+        obj = tasks.inputs[e, t, p].object
         if obj >= 0:
             form = state.objects[b, obj].form
             scattered |= form == SPLIT or form > 1
@@ -49,19 +49,19 @@ def gathered_bytes(tasks, state, b, p):
     For inputs of which each is whole on one node.
     """
     e, t = state.episode[b], state.task[b]
-    obj = tasks.inputs[e, t, p]
+    obj = tasks.inputs[e, t, p].object
     if obj < 0 or state.objects[b, obj].node < 0:
         return ZERO
     home = state.objects[b, obj].node
     for before in range(p):
-        other = tasks.inputs[e, t, before]
+        other = tasks.inputs[e, t, before].object
         if other >= 0 and state.objects[b, other].node == home:
             return ZERO
-    total = tasks.input_bytes[e, t, p]
+    total = tasks.inputs[e, t, p].bytes
     for after in range(p + 1, tasks.inputs.shape[2]):
-        other = tasks.inputs[e, t, after]
+        other = tasks.inputs[e, t, after].object
         if other >= 0 and state.objects[b, other].node == home:
-            total += tasks.input_bytes[e, t, after]
+            total += tasks.inputs[e, t, after].bytes
     return total
 
 
@@ -75,14 +75,14 @@ def write_sources(machines, tasks, state, b, node, shares, sources):
     for n in range(len(sources)):
         sources[n] = 0.0
     for p in range(tasks.inputs.shape[2]):
-        obj = tasks.inputs[e, t, p]
+        obj = tasks.inputs[e, t, p].object
         if obj >= 0 and state.objects[b, obj].node >= 0:
             if state.objects[b, obj].form == SPLIT:
                 write_shares(machines, state, b, obj, shares)
                 for n in range(len(sources)):
-                    sources[n] += shares[n] * tasks.input_bytes[e, t, p]
+                    sources[n] += shares[n] * tasks.inputs[e, t, p].bytes
             else:
-                sources[nearest_copy(machines, state, b, obj, node)] += tasks.input_bytes[e, t, p]
+                sources[nearest_copy(machines, state, b, obj, node)] += tasks.inputs[e, t, p].bytes
 
 
 @compiled
@@ -117,6 +117,6 @@ def input_transfer(machines, tasks, state, b, head, node, window_s, work):
     for p in range(tasks.inputs.shape[2]):
         num_bytes = gathered_bytes(tasks, state, b, p)
         if num_bytes > ZERO:
-            home = state.objects[b, tasks.inputs[e, t, p]].node
+            home = state.objects[b, tasks.inputs[e, t, p].object].node
             seconds += read_message(machines, state, b, head, node, home, num_bytes, window_s)
     return seconds

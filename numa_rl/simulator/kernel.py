@@ -39,10 +39,21 @@ from numa_rl.simulator.placement import (
     take_away,
     write_held,
 )
-from numa_rl.simulator.state import ABSENT, CACHE_LINE, EXCLUSIVE, OBJECT, ORDINARY, RECORD, SPLIT
+from numa_rl.simulator.state import (
+    ABSENT,
+    CACHE_LINE,
+    EXCLUSIVE,
+    INPUT,
+    OBJECT,
+    ORDINARY,
+    RECORD,
+    SPLIT,
+    TASK,
+)
 from numa_rl.simulator.streams import ONE, ZERO, add_traffic, migrate, transfer_cost
 
 OBJECT_BYTES, RECORD_BYTES = OBJECT.itemsize, RECORD.itemsize
+TASK_BYTES, INPUT_BYTES = TASK.itemsize, INPUT.itemsize
 AHEAD = 3  # rows between asking for an object's cache lines and using them
 
 
@@ -66,14 +77,22 @@ prefetch: Any = intrinsic(_prefetch)
 
 
 @compiled
+def fetch_task(tasks, state, b):
+    """Ask for row b's next task."""
+    start = state.episode[b] * tasks.each.shape[1] + state.task[b]
+    prefetch(tasks.each, start * TASK_BYTES)
+    prefetch(tasks.inputs, start * tasks.inputs.shape[2] * INPUT_BYTES)
+
+
+@compiled
 def fetch_objects(machines, tasks, state, b):
     """Ask for what row b's next task will touch of its objects: they lie anywhere, and nothing else foresees them."""
     e, t = state.episode[b], state.task[b]
-    if t < tasks.object.shape[1]:
+    if t < tasks.each.shape[1]:
         objects = state.objects.shape[1]
         width = machines.cores.shape[1]
         for p in range(-1, tasks.inputs.shape[2]):
-            obj = tasks.object[e, t] if p < 0 else tasks.inputs[e, t, p]
+            obj = tasks.each[e, t].object if p < 0 else tasks.inputs[e, t, p].object
             if obj >= 0:
                 start = (b * objects + obj) * OBJECT_BYTES  # an object may lie over two cache lines
                 prefetch(state.objects, start)
@@ -100,10 +119,10 @@ def task_coherence(machines, tasks, state, b, node, window_s):
     seconds = 0.0
     for p in range(-1, tasks.inputs.shape[2]):
         own = p < 0
-        obj = tasks.object[e, t] if own else tasks.inputs[e, t, p]
+        obj = tasks.each[e, t].object if own else tasks.inputs[e, t, p].object
         if obj >= 0:
-            num_bytes = tasks.bytes[e, t] if own else tasks.input_bytes[e, t, p]
-            write_fraction = tasks.write_fraction[e, t] if own else ZERO
+            num_bytes = tasks.each[e, t].bytes if own else tasks.inputs[e, t, p].bytes
+            write_fraction = tasks.each[e, t].write_fraction if own else ZERO
             seconds += ask_holder(machines, state, b, node, obj, num_bytes, write_fraction, window_s)
     return seconds
 
@@ -238,13 +257,13 @@ def decide(machines, tasks, state, outcome, b, node, data_node, weights, window_
     m, e, t = state.machine[b], state.episode[b], state.task[b]
     width = machines.cores.shape[1]
     node = machines.runs_on[m, node]
-    obj = tasks.object[e, t]
-    num_bytes = tasks.bytes[e, t]
-    size = tasks.object_bytes[e, t]
+    obj = tasks.each[e, t].object
+    num_bytes = tasks.each[e, t].bytes
+    size = tasks.each[e, t].object_bytes
     home = state.objects[b, obj].node
     form = state.objects[b, obj].form
     old_size = state.objects[b, obj].bytes
-    write_fraction = tasks.write_fraction[e, t]
+    write_fraction = tasks.each[e, t].write_fraction
 
     target = np.int64(-1)
     for n in range(len(weights)):
@@ -277,14 +296,14 @@ def decide(machines, tasks, state, outcome, b, node, data_node, weights, window_
         head = open_record(machines, state, b, core)
         if spread and size > 0.0:
             moving_s = pages_time(machines, state, b, head, node, after, num_bytes, write_fraction, window_s)
-            service = max(tasks.flops[e, t] * machines.s_per_flop[m, node], moving_s)
+            service = max(tasks.each[e, t].flops * machines.s_per_flop[m, node], moving_s)
         else:
             s_per_byte, _, _ = transfer_cost(machines, state, b, node, target, num_bytes, write_fraction, window_s)
-            service = max(tasks.flops[e, t] * machines.s_per_flop[m, node], num_bytes * s_per_byte)  # roofline [3]
+            service = max(tasks.each[e, t].flops * machines.s_per_flop[m, node], num_bytes * s_per_byte)  # roofline [3]
             if num_bytes > ZERO:
                 written = num_bytes * write_fraction
                 note_stream(state, b, head, node * width + target, service, num_bytes - written, written)
-        service += tasks.overhead_s[e, t]
+        service += tasks.each[e, t].overhead_s
         inputs = input_transfer(machines, tasks, state, b, head, node, window_s, work)
         coherence = task_coherence(machines, tasks, state, b, node, window_s)
         if migrated or replicated:
@@ -322,9 +341,9 @@ def decide(machines, tasks, state, outcome, b, node, data_node, weights, window_
                 remote_bytes += num_bytes
         add_access(state, b, node, obj, num_bytes, write_fraction, width, window_s)
         for p in range(tasks.inputs.shape[2]):
-            source = tasks.inputs[e, t, p]
+            source = tasks.inputs[e, t, p].object
             if source >= 0 and state.objects[b, source].node >= 0:
-                read = tasks.input_bytes[e, t, p]
+                read = tasks.inputs[e, t, p].bytes
                 near, far = read_input(machines, state, b, node, source, read, work[0])
                 add_access(state, b, node, source, read, ZERO, width, window_s)
                 cache_lines(machines, state, b, node, source, read, ZERO)
@@ -386,7 +405,7 @@ def advance(machines, tasks, state, b, window_s):
     That is when it arrives or, in a graph of tasks, when its inputs are ready, and never back.
     """
     e, t = state.episode[b], state.task[b]
-    obj = tasks.first_freed[e, t]
+    obj = tasks.each[e, t].first_freed
     while obj >= 0:
         if state.objects[b, obj].node >= 0:
             take_away(machines, state, b, obj)
@@ -396,9 +415,9 @@ def advance(machines, tasks, state, b, window_s):
             state.objects[b, obj].holder = -1
         obj = tasks.next_freed[e, obj]
     state.task[b] = t + 1
-    if t + 1 < tasks.arrival_s.shape[1]:
+    if t + 1 < tasks.each.shape[1]:
         before = state.now_s[b]
-        state.now_s[b] = max(before, tasks.arrival_s[e, t + 1])
+        state.now_s[b] = max(before, tasks.each[e, t + 1].arrival_s)
         if tasks.follows_inputs:
             state.now_s[b] = ready_time(tasks, state, b)
         elapsed = state.now_s[b] - before
@@ -420,7 +439,7 @@ def reset_row(tasks, state, b, episode, machine, horizon):
     state.episode[b] = episode
     state.task[b] = 0
     state.horizon[b] = horizon
-    start = tasks.arrival_s[episode, 0]
+    start = tasks.each[episode, 0].arrival_s
     state.now_s[b] = start
     state.core_free_s[b, :] = start
     state.node_free_s[b, :] = start
@@ -483,6 +502,7 @@ def step_range(machines, tasks, state, outcome, totals, actions, window_s, work,
     """Decide and advance rows `first` to `last`; a row whose episode is over is left alone."""
     for b in range(first, last):
         if b + AHEAD < last:
+            fetch_task(tasks, state, min(b + 2 * AHEAD, last - 1))
             fetch_objects(machines, tasks, state, b + AHEAD)
             fetch_records(machines, state, b + AHEAD, actions[b + AHEAD, 0])
         decided_s[b] = -1.0

@@ -157,50 +157,52 @@ def _fill_machine(machines: Machines, index: int, topology: Topology) -> None:
         getattr(machines, name)[index].reshape(n, n)[:k, :k] = matrix
 
 
+# What a decision reads of its task, together: it is another one for every row.
+TASK = np.dtype(
+    [
+        ("arrival_s", np.float64),
+        ("object_bytes", np.float64),
+        ("flops", np.float32),
+        ("bytes", np.float32),
+        ("write_fraction", np.float32),
+        ("overhead_s", np.float32),
+        ("object", np.int32),
+        ("first_freed", np.int32),  # the first object freed after this task, or -1
+    ],
+    align=True,
+)
+INPUT = np.dtype([("object", np.int32), ("bytes", np.float32)], align=True)
+
+
 class Tasks(NamedTuple):
     """A workload as the kernel reads it: `Workload`'s arrays, and who is freed after each task as linked lists."""
 
-    arrival_s: F64  # (E, T)
-    flops: F32  # (E, T)
-    bytes: F32  # (E, T)
-    write_fraction: F32  # (E, T)
-    object: I32  # (E, T)
-    object_bytes: F64  # (E, T)
-    inputs: I32  # (E, T, P)
-    input_bytes: F32  # (E, T, P)
-    first_freed: I32  # (E, T) the first object freed after this task, or -1
+    each: npt.NDArray[np.void]  # (E, T) of TASK
+    inputs: npt.NDArray[np.void]  # (E, T, P) of INPUT
     next_freed: I32  # (E, O) the next object freed after the same task, or -1
     read_only: Bool  # (E, O) objects that no task writes once they exist
-    overhead_s: F32  # (E, T)
     follows_inputs: np.bool_  # whether time moves on to when the next task's inputs are ready
 
 
 def compile_tasks(workload: Workload) -> Tasks:
     """The workload's arrays with `freed_after` turned into one linked list per task."""
     e, t = workload.arrival_s.shape
-    first_freed = np.full((e, t), -1, np.int32)
     next_freed = np.full((e, workload.num_objects), -1, np.int32)
+    each = np.zeros((e, t), TASK)
+    first_freed = each["first_freed"]
+    first_freed[:] = -1
     episodes = np.arange(e)
     for obj in range(workload.num_objects - 1, -1, -1):
         after = workload.freed_after[:, obj]
         rows = episodes[(after != NEVER) & (after < t)]
         next_freed[rows, obj] = first_freed[rows, after[rows]]
         first_freed[rows, after[rows]] = obj
-    return Tasks(
-        workload.arrival_s,
-        workload.flops,
-        workload.bytes,
-        workload.write_fraction,
-        workload.object,
-        np.ceil(workload.object_bytes),  # whole bytes, so that what is taken and given back adds up exactly
-        workload.inputs,
-        workload.input_bytes,
-        first_freed,
-        next_freed,
-        workload.read_only,
-        workload.overhead_s,
-        np.bool_(workload.follows_inputs),
-    )
+    for name in ("arrival_s", "flops", "bytes", "write_fraction", "overhead_s", "object"):
+        each[name] = getattr(workload, name)
+    each["object_bytes"] = np.ceil(workload.object_bytes)  # whole, so that what is taken and given back adds up exactly
+    inputs = np.zeros(workload.inputs.shape, INPUT)
+    inputs["object"], inputs["bytes"] = workload.inputs, workload.input_bytes
+    return Tasks(each, inputs, next_freed, workload.read_only, np.bool_(workload.follows_inputs))
 
 
 # One object, together in 48 bytes: a decision touches few objects of many, so misses are what it waits for.
