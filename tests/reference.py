@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from reference_memory import Memory, Thing, dealt
+from reference_streams import InFlight, Task
 
 from numa_rl.coherence.protocol import LineState
 from numa_rl.topology import Topology
@@ -65,6 +66,7 @@ class Reference:
         memory: what is in use, and by what.
         passed: bytes that have passed through each node's cache.
         moved: all bytes (read, written) by (initiator, target).
+        in_flight: what every core moves now.
     """
 
     def __init__(self, topology: Topology, workload: Workload, episode: int, window_s: float) -> None:
@@ -87,6 +89,7 @@ class Reference:
         self.memory = Memory(topology, self.things)
         self.passed = [0.0] * self.num_nodes
         self.moved = {pair: [0.0, 0.0] for pair in self.traffic}
+        self.in_flight = InFlight(self.routes)
 
     # What a stream meets.
 
@@ -104,13 +107,14 @@ class Reference:
         away = list(pairwise(nodes))
         return [(z, a) for a, z in away], away
 
-    def controller_s_per_byte(self, node: int) -> float:
-        """Loaded seconds per byte of a memory controller."""
-        return (1.0 + self.controller_load(node)) / float(self.topology.memory_bandwidth_bytes_per_s[node])
+    def controller_s_per_byte(self, node: int, num_bytes: float) -> float:
+        """Seconds per byte of a memory controller for a stream of so many bytes."""
+        capacity = float(self.topology.memory_bandwidth_bytes_per_s[node])
+        return self.in_flight.s_per_byte(node, capacity, num_bytes, self.now_s)
 
-    def link_s_per_byte(self, link: tuple[int, int]) -> float:
-        """Loaded seconds per byte of a directed link."""
-        return (1.0 + self.link_load(link)) / self.link_bandwidth[link]
+    def link_s_per_byte(self, link: tuple[int, int], num_bytes: float) -> float:
+        """Seconds per byte of a directed link for a stream of so many bytes."""
+        return self.in_flight.s_per_byte(link, self.link_bandwidth[link], num_bytes, self.now_s)
 
     def loaded_latency_s(self, initiator: int, target: int) -> float:
         """Idle latency times r of the busiest of the controller and the route's links, both directions."""
@@ -121,14 +125,15 @@ class Reference:
         factor = fit.saturated if room <= 0.0 else min(fit.saturated, 1.0 + fit.a * u / room)
         return float(self.topology.latency_s[initiator, target]) * factor
 
-    def stream_s_per_byte(self, initiator: int, target: int, write_fraction: float) -> float:
+    def stream_s_per_byte(self, initiator: int, target: int, num_bytes: float, write_fraction: float) -> float:
         """Seconds per byte of one core's stream: the slowest of everything it passes."""
         toward, away = self.links(initiator, target)
+        reads, writes = (1.0 - write_fraction) * num_bytes, write_fraction * num_bytes
         return max(
             1.0 / float(self.topology.bandwidth_bytes_per_s[initiator, target]),
-            self.controller_s_per_byte(target),
-            (1.0 - write_fraction) * max([0.0, *(self.link_s_per_byte(link) for link in toward)]),
-            write_fraction * max([0.0, *(self.link_s_per_byte(link) for link in away)]),
+            self.controller_s_per_byte(target, num_bytes),
+            (1.0 - write_fraction) * max([0.0, *(self.link_s_per_byte(link, reads) for link in toward)]),
+            write_fraction * max([0.0, *(self.link_s_per_byte(link, writes) for link in away)]),
             self.loaded_latency_s(initiator, target) / self.topology.outstanding_bytes,
         )
 
@@ -194,26 +199,27 @@ class Reference:
         """Time for `target` to read `size` bytes from `home` and to write them to its own memory, and kernel work."""
         seconds = self.chunked_s(
             size,
-            self.controller_s_per_byte(home),
-            self.stream_s_per_byte(target, home, 0.0),
-            self.controller_s_per_byte(target),
+            self.controller_s_per_byte(home, size),
+            self.stream_s_per_byte(target, home, size, 0.0),
+            self.controller_s_per_byte(target, size),
             self.loaded_latency_s(target, home),
             float(self.topology.llc_bytes[target]) / 2.0,
         )
         return seconds + math.ceil(size / self.topology.page_bytes) * self.topology.page_move_s
 
-    def reading_s(self, node: int) -> float:
-        """Time for `node` to read all live inputs: one message from each node that holds some."""
+    def reading_s(self, node: int, task: Task) -> float:
+        """Time for `node` to read all live inputs: one message from each node that holds some, a stream of the task."""
         seconds = 0.0
         live = self.live_inputs(node)
         for where in {where for where, _ in live}:
             size = sum(read for other, read in live if other == where)
-            s_per_byte, latency = self.stream_s_per_byte(node, where, 0.0), self.loaded_latency_s(node, where)
+            s_per_byte, latency = self.stream_s_per_byte(node, where, size, 0.0), self.loaded_latency_s(node, where)
+            task.note(node, where, size * s_per_byte, size, 0.0)
             if where == node:
                 seconds += size * s_per_byte + latency
             else:
                 half_cache = float(self.topology.llc_bytes[node]) / 2.0
-                split = self.controller_s_per_byte(where)
+                split = self.controller_s_per_byte(where, size)
                 seconds += self.chunked_s(size, split, s_per_byte, 0.0, latency, half_cache)
         return seconds
 
@@ -351,15 +357,30 @@ class Reference:
         migrated = moved and not replicated
 
         compute = float(self.workload.flops[e, t]) / float(self.topology.flops_per_s[node])
-        s_per_byte = sum(share * self.stream_s_per_byte(node, n, write_fraction) for n, share in shares.items())
-        service = max(compute, num_bytes * s_per_byte) + float(self.workload.overhead_s[e, t])
-        reading, coherence = self.reading_s(node), self.coherence_s(node)
+        task = Task()
+        access_s = {
+            n: share * num_bytes * self.stream_s_per_byte(node, n, share * num_bytes, write_fraction)
+            for n, share in shares.items()
+        }
+        roofline = max(compute, sum(access_s.values()))
+        for n, share in shares.items() if num_bytes else ():  # at the pace of the arithmetic if that takes longer
+            part, seconds = share * num_bytes, roofline * access_s[n] / sum(access_s.values())
+            task.note(node, n, seconds, part * (1.0 - write_fraction), part * write_fraction)
+        service = roofline + float(self.workload.overhead_s[e, t])
+        reading, coherence = self.reading_s(node, task), self.coherence_s(node)
         moving = sum(self.migration_s(*move) for move in moves)
-        core = min(range(len(self.core_free_s[node])), key=lambda index: self.core_free_s[node][index])
+        if moves and not dealt_by and not thing.weights:
+            source, _, part = moves[0]
+            writing = self.controller_s_per_byte(target, part)
+            seconds = part * max(self.stream_s_per_byte(target, source, part, 0.0), writing)
+            task.note(target, source, seconds, part, 0.0)
+            task.note(target, target, seconds, 0.0, part)
+        core = min(range(len(self.core_free_s[node])), key=lambda c: max(self.core_free_s[node][c], self.now_s))
         written = [thing.ready_s, *(self.things[obj].ready_s for obj, _ in self.inputs())]
         start = max(self.now_s, self.core_free_s[node][core], *written)
         finish = start + moving + reading + coherence + service
         self.core_free_s[node][core] = finish
+        self.in_flight.take((node, core), task, start, finish, self.now_s)
 
         decision = Decision(
             exec_s=start - self.now_s + service,
@@ -445,3 +466,5 @@ class Reference:
         self.controller_bytes = [used * decay for used in self.controller_bytes]
         self.link_bytes = {link: used * decay for link, used in self.link_bytes.items()}
         self.traffic = {pair: used * decay for pair, used in self.traffic.items()}
+        if self.now_s > before:
+            self.in_flight.pass_time(self.now_s)

@@ -20,7 +20,7 @@ from numa_rl.compilation import compiled
 from numa_rl.simulator.state import ABSENT, AT_WORK, WAITING, record_size
 from numa_rl.simulator.streams import ONE, ZERO
 
-# A core that goes on changes a hair before the moment foreseen, so that rounding settles no tie with a task's end.
+# A core that goes on is foreseen to change a hair early, so that rounding settles no tie with a task's end.
 EARLY = 1e-5
 NOWHERE = -1
 
@@ -55,6 +55,14 @@ def note_stream(state, b, head, pair, seconds, read_bytes, written_bytes):
     state.records[b, i].present += np.float32(seconds)  # until `close_record` divides by the task's duration
     state.records[b, i].read_bytes_per_s += np.float32(read_bytes)
     state.records[b, i].written_bytes_per_s += np.float32(written_bytes)
+
+
+@compiled
+def stretch_streams(state, b, head, factor):
+    """Let the streams noted so far take `factor` as long: pages gone through no faster than the arithmetic on them."""
+    if head != NOWHERE:
+        for i in range(head + 1, head + 1 + state.records[b, head].num_streams):
+            state.records[b, i].present *= np.float32(factor)
 
 
 @compiled
@@ -104,14 +112,13 @@ def close_record(machines, state, b, core, head, start_s, finish_s):
             state.records[b, going_on].busy_until_s = finish_s
         return
     num_streams = state.records[b, head].num_streams
-    if num_streams == 0:
-        return
     duration_s = np.float32(finish_s - start_s)
-    per_second = ONE / duration_s
+    if num_streams == 0 or duration_s <= ZERO:  # or too short for the clock to tell
+        return
     for i in range(head + 1, head + 1 + num_streams):
-        state.records[b, i].present *= per_second
-        state.records[b, i].read_bytes_per_s *= per_second
-        state.records[b, i].written_bytes_per_s *= per_second
+        state.records[b, i].present /= duration_s
+        state.records[b, i].read_bytes_per_s /= duration_s
+        state.records[b, i].written_bytes_per_s /= duration_s
     at_work = start_s <= state.now_s[b]
     state.records[b, head].duration_s = duration_s
     state.records[b, head].busy_until_s = finish_s
@@ -169,7 +176,17 @@ def pass_time(machines, state, b, elapsed_s):
             last = state.num_changes[b] - 1
             state.num_changes[b] = last
             at_s, core = state.changes[b, last].at_s, state.changes[b, last].core
+            if last == 0:  # nothing is at work: what is left of the sums is rounding
+                clear_sums(state, b)
         replace_first_change(state, b, at_s, core)
+
+
+@compiled
+def clear_sums(state, b):
+    """Nothing is in flight."""
+    state.stream_count[b, :] = ZERO
+    state.stream_rate[b, :] = ZERO
+    state.stream_bytes[b, :] = ZERO
 
 
 @compiled
@@ -179,12 +196,13 @@ def change(machines, state, b, core, at_s):
     now = state.now_s[b]
     late_s = np.float32(now - at_s)
     left_s = min(np.float64(state.records[b, head].duration_s), state.records[b, head].busy_until_s - now)
+    left_s *= 1.0 - EARLY
     at_work = state.records[b, head].status == AT_WORK
-    if left_s > 0.0:
+    if now + left_s > now:  # less than the clock can tell would never end
         sign = ZERO if at_work else ONE
         add_streams(machines, state, b, head, sign, np.float32(left_s) + (late_s if at_work else ZERO))
         state.records[b, head].status = AT_WORK
-        return now + left_s * (1.0 - EARLY)
+        return now + left_s
     if at_work:
         add_streams(machines, state, b, head, -ONE, late_s)
     state.records[b, head].status = ABSENT

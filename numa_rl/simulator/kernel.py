@@ -22,7 +22,15 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from numa_rl.compilation import compiled
-from numa_rl.simulator.in_flight import close_record, note_stream, open_record, pass_time, size_of_record
+from numa_rl.simulator.in_flight import (
+    clear_sums,
+    close_record,
+    note_stream,
+    open_record,
+    pass_time,
+    size_of_record,
+    stretch_streams,
+)
 from numa_rl.simulator.inputs import input_transfer, ready_time
 from numa_rl.simulator.lines import ask_holder, cache_lines
 from numa_rl.simulator.moves import access_pages, count_move, move_pages, pages_time, read_input
@@ -297,6 +305,8 @@ def decide(machines, tasks, state, outcome, b, node, data_node, weights, window_
         if spread and size > 0.0:
             moving_s = pages_time(machines, state, b, head, node, after, num_bytes, write_fraction, window_s)
             service = max(tasks.each[e, t].flops * machines.s_per_flop[m, node], moving_s)
+            if moving_s > ZERO:
+                stretch_streams(state, b, head, service / moving_s)
         else:
             s_per_byte, _, _ = transfer_cost(machines, state, b, node, target, num_bytes, write_fraction, window_s)
             service = max(tasks.each[e, t].flops * machines.s_per_flop[m, node], num_bytes * s_per_byte)  # roofline [3]
@@ -447,9 +457,7 @@ def reset_row(tasks, state, b, episode, machine, horizon):
     state.spare_bytes[b, :] = 0.0
     state.traffic_bytes[b, :] = 0.0
     state.resource_bytes[b, :] = 0.0
-    state.stream_count[b, :] = 0.0
-    state.stream_rate[b, :] = 0.0
-    state.stream_bytes[b, :] = 0.0
+    clear_sums(state, b)
     state.num_changes[b] = 0
     size = size_of_record(state.node_free_s.shape[1])
     for head in range(0, state.records.shape[1], size):
