@@ -16,6 +16,7 @@ MODULES = (
     "numa_rl.machines.builders",
     "numa_rl.simulator.kernel",
     "numa_rl.simulator.streams",
+    "numa_rl.simulator.in_flight",
     "numa_rl.simulator.lines",
     "envs.reward",
     "numa_rl.metrics",
