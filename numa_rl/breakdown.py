@@ -196,7 +196,6 @@ class Recorder:
             simulator.tasks,
             state,
             np.ascontiguousarray(checked[:, 0]),
-            simulator.window_s,
             self._work,
             input_share,
         )

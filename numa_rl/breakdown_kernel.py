@@ -13,7 +13,7 @@ from numa_rl.simulator.placement import SOURCES
 
 
 @compiled
-def write_local_shares(machines, tasks, state, nodes, window_s, work, shares):
+def write_local_shares(machines, tasks, state, nodes, work, shares):
     """Write which share of its inputs' time the next task of each row spends on its own node's memory, (B,).
 
     Args:
@@ -21,7 +21,6 @@ def write_local_shares(machines, tasks, state, nodes, window_s, work, shares):
         tasks: likewise.
         state: before the tasks are decided.
         nodes: where they are sent, (B,).
-        window_s: the traffic window tau, seconds.
         work: a thread's working array.
         shares: written, 0 where nothing is read.
     """
@@ -36,7 +35,7 @@ def write_local_shares(machines, tasks, state, nodes, window_s, work, shares):
         total = 0.0
         for home in range(machines.num_nodes[m]):
             if sources[home] > 0.0:
-                seconds, _ = message_time(machines, state, b, node, home, np.float32(sources[home]), window_s)
+                seconds, _ = message_time(machines, state, b, node, home, np.float32(sources[home]))
                 total += seconds
                 if home == node:
                     shares[b] = seconds

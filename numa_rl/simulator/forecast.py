@@ -44,18 +44,17 @@ def weigh_routes(machines, state, b, num_bytes, write_fraction, window_s, routes
     """Fill `resources` (seconds per byte, load, price) and, for every pair, `routes`, for a stream of `num_bytes`.
 
     `routes` holds the slowest link in and out, the largest load, and the sum of prices in and out. The price of
-    a resource is its load x its idle seconds per byte: what a byte more takes from the traffic already there.
+    a resource is its recent load x its idle seconds per byte: what a byte more takes from the traffic there.
     """
     m = state.machine[b]
     width = machines.cores.shape[1]
     nodes = machines.num_nodes[m]
     idle = machines.resource_s_per_byte[m]
-    used = state.resource_bytes[b]
+    used, rate = state.resource_bytes[b], state.stream_rate[b]
     loads, prices = resources[1], resources[2]
     for r in range(len(idle)):
-        u = resource_load(used[r], idle[r], window_s)
-        loads[r] = u
-        prices[r] = u * idle[r]
+        loads[r] = rate[r] * idle[r]
+        prices[r] = resource_load(used[r], idle[r], window_s) * idle[r]
     written = num_bytes * write_fraction
     weigh_resources(state, b, idle, 0, width, num_bytes, resources[0])
     weigh_resources(state, b, idle, width, len(idle), num_bytes - written, resources[0])
@@ -147,7 +146,7 @@ def weigh_sources(machines, tasks, state, b, routes, resources):
 
 
 @compiled
-def weigh_gathering(machines, state, b, obj, size, target, window_s, price, price_in):
+def weigh_gathering(machines, state, b, obj, size, target, price, price_in):
     """Seconds to gather the pages of a split object on `target`, and the price of the traffic."""
     seconds = 0.0
     charge = ZERO
@@ -156,7 +155,7 @@ def weigh_gathering(machines, state, b, obj, size, target, window_s, price, pric
     for home in range(machines.num_nodes[state.machine[b]]):
         part = min(occupied_bytes(machines, state, b, obj, home), short)
         if home != target and part > 0.0:
-            piece_s, _ = migrate(machines, state, b, home, target, part, window_s)
+            piece_s, _ = migrate(machines, state, b, home, target, part)
             seconds += piece_s
             short -= part
             charge += np.float32(part) * (price[home] + price[target] + price_in[target * width + home])
@@ -245,7 +244,7 @@ def forecast(
         if home < 0 or target < 0 or (form != SPLIT and holds_copy(state, b, obj, target, width)):
             continue
         if form == SPLIT:
-            seconds, moving_price[d] = weigh_gathering(machines, state, b, obj, size, target, window_s, price, price_in)
+            seconds, moving_price[d] = weigh_gathering(machines, state, b, obj, size, target, price, price_in)
         else:
             source = home if form <= 1 else nearest_copy(machines, state, b, obj, target)
             i = target * width + source

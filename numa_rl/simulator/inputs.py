@@ -86,24 +86,24 @@ def write_sources(machines, tasks, state, b, node, shares, sources):
 
 
 @compiled
-def message_time(machines, state, b, node, home, num_bytes, window_s):
+def message_time(machines, state, b, node, home, num_bytes):
     """Seconds for a core of `node` to read a message of `num_bytes` from memory of `home`; those of its bytes alone."""
-    s_per_byte, latency, controller = transfer_cost(machines, state, b, node, home, num_bytes, ZERO, window_s)
+    s_per_byte, latency, controller = transfer_cost(machines, state, b, node, home, num_bytes, ZERO)
     split = ZERO if home == node else controller
     most = num_bytes if home == node else HALF * machines.llc_bytes[state.machine[b], node]
     return read_time(num_bytes, s_per_byte, split, latency, most), num_bytes * s_per_byte
 
 
 @compiled
-def read_message(machines, state, b, head, node, home, num_bytes, window_s):
+def read_message(machines, state, b, head, node, home, num_bytes):
     """`message_time`, noted as a stream of the task being decided."""
-    seconds, moving_s = message_time(machines, state, b, node, home, num_bytes, window_s)
+    seconds, moving_s = message_time(machines, state, b, node, home, num_bytes)
     note_stream(state, b, head, node * machines.cores.shape[1] + home, moving_s, num_bytes, ZERO)
     return seconds
 
 
 @compiled
-def input_transfer(machines, tasks, state, b, head, node, window_s, work):
+def input_transfer(machines, tasks, state, b, head, node, work):
     """Seconds for a core of `node` to read the next task's live inputs, one source node after another [1]."""
     e, t = state.episode[b], state.task[b]
     seconds = 0.0
@@ -112,11 +112,11 @@ def input_transfer(machines, tasks, state, b, head, node, window_s, work):
         write_sources(machines, tasks, state, b, node, work[0], sources)
         for home in range(machines.num_nodes[state.machine[b]]):
             if sources[home] > 0.0:
-                seconds += read_message(machines, state, b, head, node, home, np.float32(sources[home]), window_s)
+                seconds += read_message(machines, state, b, head, node, home, np.float32(sources[home]))
         return seconds
     for p in range(tasks.inputs.shape[2]):
         num_bytes = gathered_bytes(tasks, state, b, p)
         if num_bytes > ZERO:
             home = state.objects[b, tasks.inputs[e, t, p].object].node
-            seconds += read_message(machines, state, b, head, node, home, num_bytes, window_s)
+            seconds += read_message(machines, state, b, head, node, home, num_bytes)
     return seconds

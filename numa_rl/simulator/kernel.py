@@ -121,7 +121,7 @@ def fetch_records(machines, state, b, node):
 
 
 @compiled
-def task_coherence(machines, tasks, state, b, node, window_s):
+def task_coherence(machines, tasks, state, b, node):
     """Seconds for which the next task, on `node`, waits for the holders of its object's and its inputs' lines."""
     e, t = state.episode[b], state.task[b]
     seconds = 0.0
@@ -131,7 +131,7 @@ def task_coherence(machines, tasks, state, b, node, window_s):
         if obj >= 0:
             num_bytes = tasks.each[e, t].bytes if own else tasks.inputs[e, t, p].bytes
             write_fraction = tasks.each[e, t].write_fraction if own else ZERO
-            seconds += ask_holder(machines, state, b, node, obj, num_bytes, write_fraction, window_s)
+            seconds += ask_holder(machines, state, b, node, obj, num_bytes, write_fraction)
     return seconds
 
 
@@ -303,25 +303,25 @@ def decide(machines, tasks, state, outcome, b, node, data_node, weights, window_
         core = first_free_core(machines, state, b, node)
         head = open_record(machines, state, b, core)
         if spread and size > 0.0:
-            moving_s = pages_time(machines, state, b, head, node, after, num_bytes, write_fraction, window_s)
+            moving_s = pages_time(machines, state, b, head, node, after, num_bytes, write_fraction)
             service = max(tasks.each[e, t].flops * machines.s_per_flop[m, node], moving_s)
             if moving_s > ZERO:
                 stretch_streams(state, b, head, service / moving_s)
         else:
-            s_per_byte, _, _ = transfer_cost(machines, state, b, node, target, num_bytes, write_fraction, window_s)
+            s_per_byte, _, _ = transfer_cost(machines, state, b, node, target, num_bytes, write_fraction)
             service = max(tasks.each[e, t].flops * machines.s_per_flop[m, node], num_bytes * s_per_byte)  # roofline [3]
             if num_bytes > ZERO:
                 written = num_bytes * write_fraction
                 note_stream(state, b, head, node * width + target, service, num_bytes - written, written)
         service += tasks.each[e, t].overhead_s
-        inputs = input_transfer(machines, tasks, state, b, head, node, window_s, work)
-        coherence = task_coherence(machines, tasks, state, b, node, window_s)
+        inputs = input_transfer(machines, tasks, state, b, head, node, work)
+        coherence = task_coherence(machines, tasks, state, b, node)
         if migrated or replicated:
-            migration, moving_s = migrate(machines, state, b, source, target, old_size, window_s)
+            migration, moving_s = migrate(machines, state, b, source, target, old_size)
             note_stream(state, b, head, target * width + source, moving_s, old_size, 0.0)
             note_stream(state, b, head, target * width + target, moving_s, 0.0, old_size)
         elif moves:
-            migration, moved = move_pages(machines, state, b, before, after, window_s, False)
+            migration, moved = move_pages(machines, state, b, before, after, False)
             migrated = moved > 0.0
         start = max(ready_time(tasks, state, b), state.node_free_s[b, node])
         wait = start - state.now_s[b]
@@ -330,7 +330,7 @@ def decide(machines, tasks, state, outcome, b, node, data_node, weights, window_
         close_record(machines, state, b, core, head, start, finish)
 
         if moves:
-            _, moved = move_pages(machines, state, b, before, after, window_s, True)
+            _, moved = move_pages(machines, state, b, before, after, True)
             remote_bytes += moved
         elif migrated or replicated:
             count_move(machines, state, b, source, target, old_size)

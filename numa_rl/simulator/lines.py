@@ -44,7 +44,7 @@ def line_ratios(machines, state, b, obj, write_fraction):
 
 
 @compiled
-def ask_holder(machines, state, b, node, obj, num_bytes, write_fraction, window_s):
+def ask_holder(machines, state, b, node, obj, num_bytes, write_fraction):
     """Seconds of cache-to-cache transitions when a core of `node` accesses an object [1].
 
     What the holder still has of it is noted.
@@ -59,7 +59,7 @@ def ask_holder(machines, state, b, node, obj, num_bytes, write_fraction, window_
     touched = min(lines, num_bytes)
     if ratio <= ZERO or touched <= ZERO:
         return ZERO
-    latency = transfer_latency(machines, state, b, node, sharer if node == holder else holder, window_s)
+    latency = transfer_latency(machines, state, b, node, sharer if node == holder else holder)
     return line_time(touched, ratio, latency, machines.outstanding_bytes[state.machine[b]])
 
 

@@ -15,7 +15,7 @@ from numa_rl.simulator.streams import ONE, ZERO, add_traffic, migrate, transfer_
 
 
 @compiled
-def move_pages(machines, state, b, before, after, window_s, counting):
+def move_pages(machines, state, b, before, after, counting):
     """Move the bytes that nodes have too many, (N,) `before`, to where they are short `after`, in the order of nodes.
 
     What an object has grown by is not moved but new.
@@ -26,7 +26,6 @@ def move_pages(machines, state, b, before, after, window_s, counting):
         b: the row.
         before: bytes on each node.
         after: bytes wanted there.
-        window_s: the traffic window tau, seconds.
         counting: whether to count the traffic instead of the time.
 
     Returns:
@@ -48,7 +47,7 @@ def move_pages(machines, state, b, before, after, window_s, counting):
             if counting:
                 count_move(machines, state, b, source, target, part)
             else:
-                piece_s, _ = migrate(machines, state, b, source, target, part, window_s)
+                piece_s, _ = migrate(machines, state, b, source, target, part)
                 seconds += piece_s
             moved += part
             short -= part
@@ -64,7 +63,7 @@ def count_move(machines, state, b, source, target, num_bytes):
 
 
 @compiled
-def pages_time(machines, state, b, head, node, held, num_bytes, write_fraction, window_s):
+def pages_time(machines, state, b, head, node, held, num_bytes, write_fraction):
     """Seconds for a core of `node` to go through pages held by several nodes, (N,), one after another: `num_bytes`."""
     width = machines.cores.shape[1]
     total = seconds = 0.0
@@ -73,7 +72,7 @@ def pages_time(machines, state, b, head, node, held, num_bytes, write_fraction, 
     for home in range(machines.num_nodes[state.machine[b]]):
         if held[home] > 0.0:
             part = np.float32(num_bytes * (held[home] / total))
-            s_per_byte, _, _ = transfer_cost(machines, state, b, node, home, part, write_fraction, window_s)
+            s_per_byte, _, _ = transfer_cost(machines, state, b, node, home, part, write_fraction)
             moving_s = part * s_per_byte
             written = part * write_fraction
             note_stream(state, b, head, node * width + home, moving_s, part - written, written)

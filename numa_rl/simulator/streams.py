@@ -62,34 +62,34 @@ def latency_factor(load, a, c, saturated):
 
 @compiled
 def resource_load(resource_bytes, idle_s_per_byte, window_s):
-    """Offered load of a controller or link: recent bytes over what it can move in a window."""
+    """Recent load of a controller or link: the bytes of a window over what it can move in one."""
     return resource_bytes * idle_s_per_byte / window_s
 
 
 @compiled
-def route_cost(machines, state, b, node, target, read_bytes, written_bytes, window_s):
+def route_cost(machines, state, b, node, target, read_bytes, written_bytes):
     """What a stream between initiator `node` and memory of `target` meets on its way.
 
     Returns:
         (seconds per byte read of the slowest link toward the initiator, of a byte written of the slowest away from it,
-        the largest load of the controller and the links).
+        the largest load of the controller and the links, the streams' rate over the capacity).
     """
     m = state.machine[b]
     width = machines.cores.shape[1]
     idle = machines.resource_s_per_byte[m]
-    used = state.resource_bytes[b]
+    rate = state.stream_rate[b]
     inward = ZERO
     outward = ZERO
-    load = resource_load(used[target], idle[target], window_s)
+    load = rate[target] * idle[target]
     pair = node * width + target
     start = node * width + node
     while pair != start:
         link = machines.link_in[m, pair]
-        load = max(load, resource_load(used[link], idle[link], window_s))
+        load = max(load, rate[link] * idle[link])
         if read_bytes > ZERO:
             inward = max(inward, resource_s_per_byte(machines, state, b, link, read_bytes))
         link = machines.link_out[m, pair]
-        load = max(load, resource_load(used[link], idle[link], window_s))
+        load = max(load, rate[link] * idle[link])
         if written_bytes > ZERO:
             outward = max(outward, resource_s_per_byte(machines, state, b, link, written_bytes))
         pair = np.int64(machines.parent_pair[m, pair])
@@ -119,14 +119,14 @@ def loaded_latency(machines, state, b, node, target, load):
 
 
 @compiled
-def transfer_latency(machines, state, b, node, target, window_s):
+def transfer_latency(machines, state, b, node, target):
     """`loaded_latency` as things are now."""
-    _, _, load = route_cost(machines, state, b, node, target, ZERO, ZERO, window_s)
+    _, _, load = route_cost(machines, state, b, node, target, ZERO, ZERO)
     return loaded_latency(machines, state, b, node, target, load)
 
 
 @compiled
-def transfer_cost(machines, state, b, node, target, num_bytes, write_fraction, window_s):
+def transfer_cost(machines, state, b, node, target, num_bytes, write_fraction):
     """Seconds per byte of a stream between a core of `node` and memory of `target`.
 
     Returns:
@@ -134,7 +134,7 @@ def transfer_cost(machines, state, b, node, target, num_bytes, write_fraction, w
     """
     m = state.machine[b]
     written = num_bytes * write_fraction
-    inward, outward, load = route_cost(machines, state, b, node, target, num_bytes - written, written, window_s)
+    inward, outward, load = route_cost(machines, state, b, node, target, num_bytes - written, written)
     controller = resource_s_per_byte(machines, state, b, target, num_bytes)
     latency = loaded_latency(machines, state, b, node, target, load)
     s_per_byte = stream_s_per_byte(
@@ -187,7 +187,7 @@ def migration_time(num_bytes, split_s_per_byte, s_per_byte, merge_s_per_byte, la
 
 
 @compiled
-def migrate(machines, state, b, source, target, num_bytes, window_s):
+def migrate(machines, state, b, source, target, num_bytes):
     """Moving an object between two nodes as loaded as they are now.
 
     Returns:
@@ -195,7 +195,7 @@ def migrate(machines, state, b, source, target, num_bytes, window_s):
     """
     m = state.machine[b]
     size = np.float32(num_bytes)
-    s_per_byte, latency, reading = transfer_cost(machines, state, b, target, source, size, ZERO, window_s)
+    s_per_byte, latency, reading = transfer_cost(machines, state, b, target, source, size, ZERO)
     writing = resource_s_per_byte(machines, state, b, target, size)
     page_s = page_time(num_bytes, machines.page_bytes[m], machines.page_move_s[m])
     half_cache = HALF * machines.llc_bytes[m, target]
