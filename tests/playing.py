@@ -8,6 +8,7 @@ import numpy as np
 from strategies import Play
 
 from numa_rl.simulator.simulator import Simulator
+from numa_rl.simulator.state import ABSENT, CHANGE, RECORD, State, record_size
 from numa_rl.topology import Topology
 from numa_rl.workloads.workload import Workload
 
@@ -36,7 +37,36 @@ def bits(simulator: Simulator, rows: Any = slice(None)) -> dict[str, np.ndarray]
     arrays = simulator.state._asdict() | {f"outcome.{k}": v for k, v in simulator.outcome._asdict().items()}
     arrays |= {f"objects.{name}": simulator.state.objects[name] for name in simulator.state.objects.dtype.names}
     del arrays["objects"]  # between its fields lie bytes that mean nothing
+    arrays |= dict(zip(("changes", "records"), written_down(simulator.state), strict=True))
     return {name: values[rows].copy() for name, values in arrays.items()}
+
+
+def written_down(state: State) -> tuple[np.ndarray, np.ndarray]:
+    """The cores' changes and records, with zeros for what is left there of others that have ended."""
+    changes, size = state.changes.copy(), record_size(state.node_free_s.shape[1])
+    changes[np.arange(changes.shape[1]) >= state.num_changes[:, None]] = np.zeros((), CHANGE)
+    records = state.records.reshape(len(changes), -1, size).copy()
+    heads = records[:, :, :1]
+    ended = (heads["status"] == ABSENT) | (np.arange(size) > heads["num_streams"])
+    records[ended] = np.zeros((), RECORD)
+    return changes, records.reshape(state.records.shape)
+
+
+def cores_at_work(simulator: Simulator, row: int = 0) -> dict[tuple[int, int], dict[str, Any]]:
+    """What every core with a record moves: by (node, core), and its streams by (initiator, target)."""
+    width = simulator.num_nodes
+    _, records = written_down(simulator.state)
+    found = {}
+    for place, record in enumerate(records[row].reshape(-1, record_size(width))):
+        if record[0]["status"] != ABSENT:
+            head = {name: record[0][name].item() for name in ("status", "duration_s", "busy_until_s")}
+            names = ("present", "read_bytes_per_s", "written_bytes_per_s")
+            head["streams"] = {
+                divmod(int(stream["pair"]), width): tuple(stream[name].item() for name in names)
+                for stream in record[1 : 1 + record[0]["num_streams"]]
+            }
+            found[place % width, place // width] = head
+    return found
 
 
 def assert_same_bits(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:

@@ -94,11 +94,11 @@ class Reference:
     # What a stream meets.
 
     def controller_load(self, node: int) -> float:
-        """Offered load of a memory controller."""
+        """Recent load of a memory controller."""
         return self.controller_bytes[node] / (self.window_s * float(self.topology.memory_bandwidth_bytes_per_s[node]))
 
     def link_load(self, link: tuple[int, int]) -> float:
-        """Offered load of a directed link."""
+        """Recent load of a directed link."""
         return self.link_bytes[link] / (self.window_s * self.link_bandwidth[link])
 
     def links(self, initiator: int, target: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -119,7 +119,9 @@ class Reference:
     def loaded_latency_s(self, initiator: int, target: int) -> float:
         """Idle latency times r of the busiest of the controller and the route's links, both directions."""
         toward, away = self.links(initiator, target)
-        u = max([self.controller_load(target), *(self.link_load(link) for link in toward + away)])
+        capacity = {target: float(self.topology.memory_bandwidth_bytes_per_s[target])}
+        capacity |= {link: self.link_bandwidth[link] for link in toward + away}
+        u = max(self.in_flight.sums(used, self.now_s)[1] / most for used, most in capacity.items())
         fit = self.topology.loaded_latency
         room = 1.0 - fit.c * u
         factor = fit.saturated if room <= 0.0 else min(fit.saturated, 1.0 + fit.a * u / room)

@@ -10,7 +10,7 @@ from strategies import Task, plays, toy_machine, toy_workload
 
 from numa_rl.machines.builders import eight_socket_cube
 from numa_rl.simulator.simulator import Simulator
-from numa_rl.simulator.state import allocate_state, compile_machines
+from numa_rl.simulator.state import OBJECT, allocate_state, compile_machines
 from numa_rl.topology import LoadedLatency
 from numa_rl.workloads.workload import NEVER
 
@@ -174,29 +174,36 @@ def test_in_a_stream_tasks_wait_for_inputs_and_in_a_graph_time_moves_to_when_the
 # Contention.
 
 
-@pytest.mark.parametrize(("recent_bytes", "times_slower"), [(0, 1.0), (500, 1.5), (1000, 2.0), (2000, 3.0)])
-def test_a_memory_offered_its_capacity_takes_twice_as_long_for_a_byte(recent_bytes, times_slower):
-    filling = Task(obj=0, num_bytes=recent_bytes)  # u = 1 at 10 s x 100 bytes a second
-    workload = toy_workload([filling, Task(obj=1, num_bytes=200)])
+@pytest.mark.parametrize(
+    ("bytes_there", "times_slower"),
+    [
+        (0, 1.0),
+        (200, 1 + 2 * 1.5 / 2.5),  # x = 1: as large as the new one
+        (100, 1 + 2 * 2 / 5),  # x = 2
+        (400, 1 + 2 * 1.25 / 1.625),  # x = 1 / 2
+        (2e9, 3.0),  # far longer: half of the memory, and as much again for what that takes from the other
+    ],
+)
+def test_a_stream_pays_for_the_delay_it_meets_and_gives(bytes_there, times_slower):
+    workload = toy_workload([Task(obj=0, num_bytes=bytes_there), Task(obj=1, num_bytes=200)])
     outcome = decide(started(toy_machine(cores=[2, 1]), workload, window_s=10.0), (0, 0), (0, 0))
-    assert outcome["exec_s"] == pytest.approx(200 / 100 * times_slower)
+    assert outcome["exec_s"] == pytest.approx(200 / 100 * times_slower)  # 1 + 2 n (1 + x / 2) / (1 + x + x^2 / 2)
 
 
 def test_latency_under_load_follows_the_fitted_curve():
-    machine = toy_machine(cores=[3, 1], loaded_latency=LoadedLatency(a=1.0, c=0.5, saturated=4.0))
-
-    def latency_s(num_bytes: float) -> float:
+    def latency_s(num_bytes: float, c: float) -> float:
+        machine = toy_machine(cores=[3, 1], loaded_latency=LoadedLatency(a=1.0, c=c, saturated=4.0))
         tasks = [Task(obj=0, num_bytes=num_bytes), Task(obj=1, reads=((0, 1e-6),))]
         return float(decide(started(machine, toy_workload(tasks), window_s=10.0), (0, 0), (0, 1))["comm_s"])
 
-    assert latency_s(0) == pytest.approx(1.0)
-    assert latency_s(1000) == pytest.approx(3.0)  # u = 1: 1 + 1 / (1 - 0.5)
-    assert latency_s(1900) == pytest.approx(4.0)  # u = 1.9: 1 + 1.9 / 0.05 = 39, but it saturates at 4
-    assert latency_s(5000) == pytest.approx(4.0)  # beyond the pole at u = 2
+    assert latency_s(0, c=0.5) == pytest.approx(1.0)
+    assert latency_s(1000, c=0.5) == pytest.approx(3.0)  # one stream has the whole controller, u = 1: 1 + 1 / (1 - 0.5)
+    assert latency_s(10, c=0.5) == pytest.approx(3.0)  # however short it is
+    assert latency_s(1000, c=0.9) == pytest.approx(4.0)  # 1 + 1 / (1 - 0.9) = 11, but it saturates at 4
 
 
 def test_the_busiest_link_of_a_route_sets_latency_even_in_the_other_direction():
-    reading = Task(obj=0, num_bytes=500)  # node 0 reads from node 1: link 1 -> 0 at u = 500 / (10 x 50) = 1
+    reading = Task(obj=0, num_bytes=500)  # node 0 reads from node 1: link 1 -> 0 at its 50 bytes a second, u = 1
     other = Task(obj=1, size=100)
     workload = toy_workload([other, reading, Task(obj=2, reads=((1, 1e-6),))])
     outcome = decide(started(toy_machine(cores=[2, 2]), workload, window_s=10.0), (0, 0), (0, 1), (1, 1))
@@ -412,8 +419,9 @@ def test_a_used_row_starts_anew_like_a_fresh_one(play):
     used.reset(1)
     fresh = Simulator(play.topology, play.workload, 1, window_s=play.window_s)
     fresh.reset(1)
-    for name in used.state._fields:
-        np.testing.assert_array_equal(getattr(used.state, name), getattr(fresh.state, name), err_msg=name)
+    one, two = bits(used), bits(fresh)
+    for name in set(one) & {*used.state._fields, *(f"objects.{field}" for field in OBJECT.names or ())}:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
 
 
 def test_a_row_of_eight_nodes_and_256_objects_takes_less_than_64_kib():
