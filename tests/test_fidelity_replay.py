@@ -15,7 +15,7 @@ from agents.rules.catalog import make_rule
 from envs.observation import ObservationKind
 from envs.world import World
 from experiments.fidelity.record import Recorder, record
-from experiments.fidelity.replay import FLOW, Replay
+from experiments.fidelity.replay import ACCESS, FLOW, Replay
 from numa_rl.simulator.simulator import Simulator
 from numa_rl.topology import LoadedLatency, Topology
 from numa_rl.workloads.workload import Workload
@@ -42,7 +42,7 @@ def replayed(play: Play) -> tuple[Replay, Recorder]:
 
 def rows(replay: Replay) -> list[tuple[float, ...]]:
     """Flows as tuples: task, initiator, target, read, written, flops, fixed time, joined."""
-    return [tuple(round(float(value), 4) for value in flow) for flow in replay.flows.tolist()]
+    return [tuple(round(float(value), 4) for value in flow[:8]) for flow in replay.flows.tolist()]
 
 
 # What is written down.
@@ -236,7 +236,7 @@ def test_episodes_must_be_indices(episodes):
 
 
 def replay_with(**changes: Any) -> Replay:
-    flows = np.array([(0, 0, 1, 10.0, 0.0, 0.0, 0.0, 0), (1, 1, 1, 0.0, 5.0, 1.0, 0.0, 0)], FLOW)
+    flows = np.array([(0, 0, 1, 10.0, 0.0, 0.0, 0.0, 0, ACCESS), (1, 1, 1, 0.0, 5.0, 1.0, 0.0, 0, ACCESS)], FLOW)
     for name in set(changes) & set(FLOW.names or ()):
         flows[name] = changes.pop(name)
     figures: dict[str, Any] = {
@@ -248,6 +248,7 @@ def replay_with(**changes: Any) -> Replay:
         "flows": flows,
         "response_s": np.ones(2),
         "finish_s": np.ones(2),
+        "window_s": 1.0,
     }
     return Replay(**{**figures, **changes})
 

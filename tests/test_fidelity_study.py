@@ -44,7 +44,7 @@ def hand_made(node: Sequence[int], response_s: Sequence[float]) -> Replay:
     topology = load_machine("chapter-2-socket")
     waits = tuple(() for _ in node)
     return Replay(
-        topology, arrival_s, np.asarray(node), False, waits, np.zeros(0, FLOW), response, arrival_s + response
+        topology, arrival_s, np.asarray(node), False, waits, np.zeros(0, FLOW), response, arrival_s + response, 1.0
     )
 
 
@@ -82,7 +82,15 @@ def test_median_and_p95_are_those_of_sizes_and_tell_infinite_errors():
 
 def test_one_swapped_pair_of_four_schedulers():
     found = agreement([1.0, 2.0, 3.0, 4.0], [1.0, 3.0, 2.0, 4.0])
-    assert found == Agreement(tau=pytest.approx(2 / 3), pairs=6, wrong=1, clear_pairs=6, clear_wrong=1, regret=0.0)
+    assert found == Agreement(
+        tau=pytest.approx(2 / 3),
+        clear_tau=pytest.approx(2 / 3),
+        pairs=6,
+        wrong=1,
+        clear_pairs=6,
+        clear_wrong=1,
+        regret=0.0,
+    )
 
 
 def test_a_swap_of_schedulers_as_good_as_each_other_is_wrong_but_not_clearly():
@@ -155,14 +163,14 @@ def test_every_load_has_one_bin():
 def test_targets_look_at_loads_up_to_80_percent_and_at_families_with_a_pace():
     rows = [row(0.02), row(0.04), row(0.03, asked_percent=None), row(0.9, load=0.81), row(9.0, asked_percent=None)]
     assert [each.response_error for each in valid(rows)] == [0.02, 0.04]
-    median, p95, _ = targets(rows)
+    median, p95, *_ = targets(rows)
     assert (median.figure, median.is_met) == (pytest.approx(0.03), True)
     assert (p95.figure, p95.is_met) == (pytest.approx(0.039), True)
     assert not targets([row(0.2)])[1].is_met
 
 
 def test_a_target_that_was_not_measured_is_not_met():
-    median, p95, tau = targets([row(0.0, load=0.95)])
+    median, p95, tau, clear_tau = targets([row(0.0, load=0.95)])
     assert not any(target.is_met for target in (median, p95, tau))
     assert verdict([row(0.0, load=0.95)])[0].startswith("not measured")
 

@@ -37,7 +37,7 @@ def made(
     follows_inputs: bool = False,
 ) -> Replay:
     """A replay of these tasks, each a list of flows: (initiator, target, read, written, flops, fixed_s, joined)."""
-    flows = [(task, *(*flow, 0, 0, 0, 0, 0)[:7]) for task, each in enumerate(tasks) for flow in each]
+    flows = [(task, *(*flow, 0, 0, 0, 0, 0, 0)[:8]) for task, each in enumerate(tasks) for flow in each]
     zeros = np.zeros(len(tasks))
     return Replay(
         topology=topology,
@@ -48,6 +48,7 @@ def made(
         flows=np.array(flows, FLOW),
         response_s=zeros,
         finish_s=zeros,
+        window_s=1.0,
     )
 
 

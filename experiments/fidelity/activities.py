@@ -99,7 +99,7 @@ def activities(replay: Replay) -> list[list[Activity]]:
     links = resources_of(topology)
     window_s = topology.latency_s / topology.outstanding_bytes
     tasks: list[list[Activity]] = [[] for _ in range(replay.num_tasks)]
-    for task, initiator, target, read, written, flops, fixed_s, joined in replay.flows.tolist():
+    for task, initiator, target, read, written, flops, fixed_s, joined, _ in replay.flows.tolist():
         if not joined:
             compute_s = flops / float(topology.flops_per_s[replay.node[task]])
             tasks[task].append(Activity(fixed_s, compute_s, (read + written) * window_s[initiator, target], {}))

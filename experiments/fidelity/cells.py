@@ -42,7 +42,9 @@ class Plan:
         schedulers: names of rules and planners, with their default parameters.
         loads_percent: what families with a pace are asked to offer, percent of the machine as `offered_load` says.
         num_episodes: of each cell, the same for every scheduler. Each load has its own: a graph whose tasks wait for
-            each other and not for arrivals would else be counted again at every load.
+            each other and not for arrivals would else be counted again at every load. With three the standard
+            deviation of a row's error of mean response is 1% (median; 6% for one row in ten), where rows differ from
+            each other by 10%; with one it is 2.5%. More take longer than they tell.
         seed: of the episodes.
 
     Raises:
@@ -53,7 +55,7 @@ class Plan:
     machines: tuple[str, ...] = MACHINES
     schedulers: tuple[str, ...] = SCHEDULERS
     loads_percent: tuple[float, ...] = LOADS_PERCENT
-    num_episodes: int = 2
+    num_episodes: int = 3
     seed: int = 0
 
     def __post_init__(self) -> None:

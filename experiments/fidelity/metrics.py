@@ -54,6 +54,8 @@ class Agreement:
 
     Attributes:
         tau: Kendall's tau-b [1] of both orders; NaN where a world knows no order, all being equal there.
+        clear_tau: the same with pairs that differ by `CLEAR` or less in the referee's world left out as ties: pairs put
+            right less pairs put wrong, over all others; NaN where there are none.
         pairs: pairs of schedulers that are not equal in the referee's world.
         wrong: those of them of which our world does not find the better one.
         clear_pairs: pairs that differ by more than `CLEAR` in the referee's world.
@@ -62,6 +64,7 @@ class Agreement:
     """
 
     tau: float
+    clear_tau: float
     pairs: int
     wrong: int
     clear_pairs: int
@@ -87,7 +90,7 @@ def agreement(ours: npt.ArrayLike, referee: npt.ArrayLike) -> Agreement:
     if mine.shape != theirs.shape:
         raise ValueError(f"both worlds must know the same schedulers, got {len(mine)} and {len(theirs)}.")
     tau = float(kendalltau(mine, theirs).statistic) if len(mine) > 1 else np.nan
-    pairs = wrong = clear_pairs = clear_wrong = 0
+    pairs = wrong = clear_pairs = clear_wrong = balance = 0
     for i, j in combinations(range(len(mine)), 2):
         difference = theirs[i] - theirs[j]
         if difference == 0.0:
@@ -96,8 +99,10 @@ def agreement(ours: npt.ArrayLike, referee: npt.ArrayLike) -> Agreement:
         pairs, wrong = pairs + 1, wrong + missed
         if abs(difference) > CLEAR * min(theirs[i], theirs[j]):
             clear_pairs, clear_wrong = clear_pairs + 1, clear_wrong + missed
+            balance += np.sign(difference) * np.sign(mine[i] - mine[j])  # 1 put right, -1 wrong, 0 a tie in ours
     regret = float(relative_error(theirs[mine.argmin()], theirs.min())) if len(mine) else np.nan
-    return Agreement(tau, pairs, int(wrong), clear_pairs, int(clear_wrong), regret)
+    clear_tau = float(balance) / clear_pairs if clear_pairs else np.nan
+    return Agreement(tau, clear_tau, pairs, int(wrong), clear_pairs, int(clear_wrong), regret)
 
 
 def _rounded(times_s: npt.ArrayLike, name: str) -> F64:

@@ -126,4 +126,5 @@ class Recorder(Simulator):
             flows=np.concatenate([np.zeros(0, FLOW), *self._flows[row]]),
             response_s=self._response_s[row],
             finish_s=self._finish_s[row],
+            window_s=float(self.window_s),
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from experiments.fidelity.replay import ACCESS, MESSAGE, MOVE, PAGES
 from numa_rl.compilation import compiled
 from numa_rl.simulator.inputs import message_time, write_sources
 from numa_rl.simulator.kernel import page_placement
@@ -20,14 +21,14 @@ from numa_rl.simulator.placement import AFTER, BEFORE, SOURCES, find_page_room, 
 from numa_rl.simulator.state import SPLIT
 from numa_rl.simulator.streams import ONE, migrate, transfer_cost
 
-WINDOW_S = np.float32(1.0)  # any would do: nothing has moved
 FLOWS_PER_NODE = 6  # of a task: moves take 2 (2 N - 1) rows at most, inputs N and its own access N
 
 
 @compiled
-def add_flow(flows, count, initiator, target, read_bytes, written_bytes, flops, fixed_s, joined):
+def add_flow(flows, count, kind, initiator, target, read_bytes, written_bytes, flops, fixed_s, joined):
     """Write one flow; returns how many there are."""
     flow = flows[count]
+    flow.kind = kind
     flow.initiator = initiator
     flow.target = target
     flow.read_bytes = read_bytes
@@ -39,12 +40,12 @@ def add_flow(flows, count, initiator, target, read_bytes, written_bytes, flops, 
 
 
 @compiled
-def add_move(machines, idle, b, flows, count, source, target, num_bytes):
+def add_move(machines, idle, b, flows, count, kind, source, target, num_bytes):
     """Write a move or copy: `target` reads from `source` and, at the same time, writes to its own memory."""
-    seconds, moving_s = migrate(machines, idle, b, source, target, num_bytes, WINDOW_S)
+    seconds, moving_s = migrate(machines, idle, b, source, target, num_bytes)
     fixed_s = seconds - np.float64(moving_s)
-    count = add_flow(flows, count, target, source, num_bytes, 0.0, 0.0, fixed_s, 0)
-    return add_flow(flows, count, target, target, 0.0, num_bytes, 0.0, 0.0, 1)
+    count = add_flow(flows, count, kind, target, source, num_bytes, 0.0, 0.0, fixed_s, 0)
+    return add_flow(flows, count, kind, target, target, 0.0, num_bytes, 0.0, 0.0, 1)
 
 
 @compiled
@@ -58,7 +59,7 @@ def add_page_moves(machines, idle, b, flows, count, before, after):
         for source in range(nodes):
             part = min(after[target] - before[target], before[source] - after[source])
             if part > 0.0:
-                count = add_move(machines, idle, b, flows, count, source, target, part)
+                count = add_move(machines, idle, b, flows, count, PAGES, source, target, part)
                 before[source] -= part
                 after[target] -= part
     return count
@@ -71,9 +72,9 @@ def add_reads(machines, tasks, state, idle, b, flows, count, node, work):
     write_sources(machines, tasks, state, b, node, work[0], sources)
     for home in range(machines.num_nodes[state.machine[b]]):
         if sources[home] > 0.0:
-            seconds, moving_s = message_time(machines, idle, b, node, home, np.float32(sources[home]), WINDOW_S)
+            seconds, moving_s = message_time(machines, idle, b, node, home, np.float32(sources[home]))
             fixed_s = np.float64(seconds) - np.float64(moving_s)
-            count = add_flow(flows, count, node, home, sources[home], 0.0, 0.0, fixed_s, 0)
+            count = add_flow(flows, count, MESSAGE, node, home, sources[home], 0.0, 0.0, fixed_s, 0)
     return count
 
 
@@ -89,15 +90,15 @@ def add_access(machines, tasks, state, idle, b, flows, count, node, held, total,
     whole_s = 0.0
     for home in range(nodes):
         if held[home] > 0.0:
-            s_per_byte, _, _ = transfer_cost(machines, idle, b, node, home, ONE, writes, WINDOW_S)
+            s_per_byte, _, _ = transfer_cost(machines, idle, b, node, home, ONE, writes)
             whole_s += held[home] * s_per_byte
     fixed_s = np.float64(tasks.each[e, t].overhead_s)
     for home in range(nodes):
         if held[home] > 0.0:
-            s_per_byte, _, _ = transfer_cost(machines, idle, b, node, home, ONE, writes, WINDOW_S)
+            s_per_byte, _, _ = transfer_cost(machines, idle, b, node, home, ONE, writes)
             part = num_bytes * held[home] / total
             flops = tasks.each[e, t].flops * (held[home] * s_per_byte / whole_s)
-            count = add_flow(flows, count, node, home, part * (ONE - writes), part * writes, flops, fixed_s, 0)
+            count = add_flow(flows, count, ACCESS, node, home, part * (ONE - writes), part * writes, flops, fixed_s, 0)
             fixed_s = np.float64(0.0)
     return count
 
@@ -139,10 +140,10 @@ def write_flows(machines, tasks, state, idle, b, node, data_node, weights, flows
     elif home >= 0 and home != target:
         old_size = state.objects[b, obj].bytes
         if form <= 0:
-            count = add_move(machines, idle, b, flows, count, home, target, old_size)
+            count = add_move(machines, idle, b, flows, count, MOVE, home, target, old_size)
         elif not holds_copy(state, b, obj, target, width):
             source = nearest_copy(machines, state, b, obj, target)
-            count = add_move(machines, idle, b, flows, count, source, target, old_size)
+            count = add_move(machines, idle, b, flows, count, MOVE, source, target, old_size)
 
     count = add_reads(machines, tasks, state, idle, b, flows, count, node, work)
     own = count

@@ -29,9 +29,11 @@ FLOW = np.dtype(
         ("flops", np.float64),  # of the task's node; they overlap with the bytes
         ("fixed_s", np.float64),  # time before that, in which nothing is used
         ("joined", np.uint8),  # 1: goes together with the row before, in its time: a move writes what it reads
+        ("kind", np.uint8),  # one of the four below
     ],
     align=True,
 )
+ACCESS, MESSAGE, MOVE, PAGES = range(4)  # to the task's own object; of inputs; of an object; of pages of a split one
 AMOUNTS = ("read_bytes", "written_bytes", "flops", "fixed_s")
 
 
@@ -49,10 +51,12 @@ class Replay:
         flows: of FLOW, task by task, shape (F,).
         response_s: from decision to finish as our simulator says, shape (T,); infinite for dropped tasks.
         finish_s: when each task finishes as our simulator says, likewise.
+        window_s: the traffic window tau of our simulator, seconds.
 
     Raises:
-        ValueError: shapes disagree, a task waits for one that is not earlier or was dropped, or a flow names a task or
-            node that is not there, is out of order or has an amount that is negative or not finite.
+        ValueError: shapes disagree, a task waits for one that is not earlier or was dropped, the window is not a
+            positive time, or a flow names a task or node that is not there, is out of order, of no kind, or has an
+            amount that is negative or not finite.
     """
 
     topology: Topology
@@ -63,6 +67,7 @@ class Replay:
     flows: npt.NDArray[np.void]
     response_s: F64
     finish_s: F64
+    window_s: float
 
     def __post_init__(self) -> None:
         """Check everything that a simulator would stumble over."""
@@ -81,6 +86,8 @@ class Replay:
             for other in before:
                 if not (0 <= other < task and self.node[other] >= 0):
                     raise ValueError(f"replay: task {task} can only wait for earlier tasks that ran, got {other}.")
+        if not 0.0 < self.window_s < np.inf:
+            raise ValueError(f"replay: window_s must be > 0 and finite, got {self.window_s}.")
         self._check_flows()
 
     def _check_flows(self) -> None:
@@ -95,6 +102,7 @@ class Replay:
         for name in AMOUNTS:
             values = self.flows[name]
             _require(name, values, np.isfinite(values) & (values >= 0), "finite and >= 0")
+        _require("kind", self.flows["kind"], self.flows["kind"] <= PAGES, f"in 0..{PAGES}")
         joined = self.flows["joined"] > 0
         alone = np.diff(task, prepend=-1) == 0
         _require("joined", self.flows["joined"], ~joined | alone, "0 in a task's first flow")

@@ -14,11 +14,12 @@ from typing import Any
 from rich.console import Console
 
 from experiments.fidelity.cells import Plan
+from experiments.fidelity.laws import LAWS
 from experiments.fidelity.outputs import rows_csv, tables_rst
 from experiments.fidelity.play import Judge, play_cells
 from experiments.fidelity.referee import find_simgrid, play, simgrid_version
 from experiments.fidelity.report import decisions, laws_sheet, sheets
-from experiments.fidelity.rows import Judged, Law, Row, compare, kernel_law
+from experiments.fidelity.rows import Judged, Law, Row, compare, row_of
 from experiments.fidelity.summary import orders, targets
 from experiments.fidelity.verdict import MISSED, verdict
 from experiments.files import require_outputs, write_bytes, write_json
@@ -27,8 +28,6 @@ from experiments.suite.sources import versions
 from experiments.tune import require_at_least
 from numa_rl.wording import counted
 
-KERNEL = "kernel"
-LAWS: Mapping[str, Law] = {KERNEL: kernel_law}  # with --laws; the first is what the simulator does
 MOST_FAILURES = 3  # that are told one by one
 QUICK = Plan(
     families=("stream", "workflow", "all-reduce"),
@@ -52,7 +51,7 @@ class Fidelity:
         machines: names or files of machines.
         schedulers: rules and planners, with their default parameters.
         loads: what families are asked to offer, percent of what the machine can do.
-        episodes: of each cell; two by default, one with --quick.
+        episodes: of each cell; three by default, one with --quick.
         seed: of the episodes.
         workers: cells at a time; as many as there are CPUs by default.
         quick: few cells, for a first look.
@@ -151,12 +150,12 @@ class Study:
     @cached_property
     def sharing(self) -> list[Row]:
         """Rows without the loaded-latency factor."""
-        return compare(self.plain, LAWS)[KERNEL]
+        return [row_of(judged) for judged in self.plain]
 
     @cached_property
     def shipped(self) -> list[Row]:
         """Rows with it."""
-        return compare(self.factored, LAWS)[KERNEL]
+        return [row_of(judged) for judged in self.factored]
 
     @property
     def opening(self) -> str:

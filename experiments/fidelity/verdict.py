@@ -11,10 +11,12 @@ from experiments.fidelity.summary import (
     MOST_P95,
     VALID_LOAD,
     Target,
+    evenly_by_load,
     orders,
     summarise_orders,
     targets,
     trusted_to,
+    valid,
     valid_orders,
 )
 
@@ -27,6 +29,13 @@ def verdict(rows: Sequence[Row]) -> list[str]:
     if not paced:
         return ["No family with a pace was played: nothing is said of loads."]
     lines = [target_text(target) for target in sorted(targets(paced), key=lambda target: target.is_met)]
+    within = valid(paced)
+    light = sum(row.load <= VALID_LOAD / 2.0 for row in within)
+    lines.append(
+        f"Every scheduler in a cell counts once, and of the {len(within)} up to {VALID_LOAD:.0%} load {light} are at "
+        f"most {VALID_LOAD / 2.0:.0%} loaded. With each bin of loads counting once, the median of errors of mean "
+        f"response is {share(evenly_by_load(paced)[0])}, the p95 {share(evenly_by_load(paced)[1])}."
+    )
     median_to, p95_to = map(_up_to, trusted_to(paced))
     lines.append(
         f"Response times: the median error stays within {share(MOST_MEDIAN)} {median_to}, its p95 within "
