@@ -44,11 +44,11 @@ class AsymSched(Rule):
 
         bandwidth(n, d) own bytes + sum over the inputs' nodes i of bandwidth(n, i) bytes from there,
 
-    where of a memory's bandwidth is left what the placed groups leave of it: 1 / (1 + load), the simulator's own law
-    of sharing. Where AsymSched gives each thread a core, here only nodes are considered that are not overloaded, as
-    for first touch. The time run is what the tasks so far take on an average core with local, idle memory. Where
-    moving is too dear, the object stays and the task runs where bandwidth to it is highest. Ties, as of new objects,
-    which move nothing, go to the placement with most bandwidth.
+    where of a memory's bandwidth is left what the placed groups leave of it: 1 / (1 + load). Where AsymSched gives
+    each thread a core, here only nodes are considered that are not overloaded, as for first touch. The time run is
+    what the tasks so far take on an average core with local, idle memory. Where moving is too dear, the object stays
+    and the task runs where bandwidth to it is highest. Ties, as of new objects, which move nothing, go to the
+    placement with most bandwidth.
 
     Attributes:
         kept_share: of the best bandwidth; placements below are dropped.

@@ -37,7 +37,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from numa_rl.simulator.streams import latency_factor
+from numa_rl.idle import core_s_per_byte
 from numa_rl.topology import Topology
 from numa_rl.workloads.parameters import require
 from numa_rl.workloads.processes import FloatArray, lognormal
@@ -109,7 +109,6 @@ class Planted:
         self,
         workload: Workload,
         topology: Topology,
-        window_s: float,
         *,
         alpha: float,
         beta: float,
@@ -120,7 +119,6 @@ class Planted:
         Args:
             workload: episodes that this family made.
             topology: the machine.
-            window_s: the traffic window tau, over which loads are remembered.
             alpha: the reward's weight of T_comm.
             beta: the reward's weight of Imbalance.
             reference_s: the reward's unit of time.
@@ -131,7 +129,7 @@ class Planted:
         nodes = self.equal_nodes(topology)
         peak = float(topology.flops_per_s[nodes].max())
         service_s = workload.flops.astype(np.float64) / peak
-        self._require_arithmetic(workload, topology, nodes, window_s)
+        self._require_arithmetic(topology, nodes)
         largest_bytes = np.ceil(workload.object_bytes).reshape(len(service_s), self.num_rounds, -1)[:, 0].sum(axis=1)
         if (largest_bytes > topology.memory_bytes[nodes].min()).any():
             raise ValueError(
@@ -166,27 +164,15 @@ class Planted:
             f"cores, got {self.num_chains}."
         )
 
-    def _require_arithmetic(
-        self, workload: Workload, topology: Topology, nodes: npt.NDArray[np.int64], window_s: float
-    ) -> None:
-        """Arithmetic takes longer than the bytes of a local task, even on a controller loaded by all rounds before.
+    def _require_arithmetic(self, topology: Topology, nodes: npt.NDArray[np.int64]) -> None:
+        """Arithmetic takes longer than the bytes of a local task, whose streams have the controller to themselves.
 
-        Bytes of earlier rounds are remembered with weights of at most exp(-i G / window), i = 1, 2, ..., so a
-        controller never holds more than those of one task / (exp(G / window) - 1) when a task is placed.
+        The task before it on that node has ended, for rounds are further apart than the longest task.
 
         Raises:
             ValueError: it does not.
         """
-        most_bytes = float(workload.bytes.max())
-        held = most_bytes / np.expm1(self.gap_s / window_s)
-        capacity = topology.memory_bandwidth_bytes_per_s[nodes]
-        load = held / (capacity * window_s)
-        curve = topology.loaded_latency
-        factor = [latency_factor.py_func(u, curve.a, curve.c, curve.saturated) for u in load]  # type: ignore[attr-defined]
-        latency = topology.latency_s[nodes, nodes] * factor
-        slowest = np.maximum(1.0 / topology.bandwidth_bytes_per_s[nodes, nodes], (1.0 + load) / capacity)
-        s_per_byte = np.maximum(slowest, latency / topology.outstanding_bytes).max()
-        least = float(topology.flops_per_s[nodes].max() * s_per_byte)
+        least = float(topology.flops_per_s[nodes].max() * core_s_per_byte(topology)[nodes, nodes].max())
         if self.flops_per_byte < least:
             raise ValueError(
                 f"planted: flops_per_byte must be >= {least:g} for arithmetic to take longer than bytes on "
