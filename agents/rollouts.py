@@ -25,6 +25,7 @@ from numa_rl.simulator.kernel import advance, decide
 from numa_rl.simulator.placement import find_room, has_room, write_shares
 from numa_rl.simulator.simulator import Simulator
 from numa_rl.simulator.state import allocate_work
+from numa_rl.simulator.streams import resource_load
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -144,7 +145,7 @@ def price_pairs(machines, tasks, state, b, prices, alpha, reference_s, window_s,
     m, e, t = state.machine[b], state.episode[b], state.task[b]
     width = machines.cores.shape[1]
     nodes = machines.num_nodes[m]
-    load = resources[1]
+    recent, idle = state.resource_bytes[b], machines.resource_s_per_byte[m]
     obj = tasks.each[e, t].object
     size = tasks.each[e, t].object_bytes
     home = state.objects[b, obj].node
@@ -155,7 +156,8 @@ def price_pairs(machines, tasks, state, b, prices, alpha, reference_s, window_s,
     for d in range(nodes):
         moved = np.float32(1.0 - shares[d]) if home >= 0 else np.float32(1.0)
         memory = np.float32(state.memory_used_bytes[b, d] / machines.memory_bytes[m, d])
-        price = _data_node_price(memory, load[d], moved, migration[d], crowding_price, migration_share, alpha)
+        load = resource_load(recent[d], idle[d], window_s)
+        price = _data_node_price(memory, load, moved, migration[d], crowding_price, migration_share, alpha)
         migration[d] = price if not some or has_room(machines, state, b, d, obj, size) else np.float32(np.inf)
     for n in range(width):
         for d in range(width):
