@@ -180,6 +180,11 @@ def test_relabelling_nodes_relabels_the_outcome(play, random):
                 expected = np.where(expected >= 0, new_name[expected], expected)
             np.testing.assert_allclose(got, expected, rtol=1e-6, err_msg=name)
         np.testing.assert_array_equal(two["memory_used_bytes"][:, new_name], one["memory_used_bytes"])
+        for name in ("stream_count", "stream_rate", "stream_bytes"):
+            most = one[name].max(initial=1.0)
+            np.testing.assert_allclose(
+                two[name][:, new_name], one[name][:, : len(new_name)], rtol=1e-4, atol=1e-4 * most, err_msg=name
+            )
 
 
 def crowd(state: State, row: int, rng: np.random.Generator) -> None:
