@@ -43,7 +43,7 @@ MOST_CORES = 4096  # of a node: the simulator keeps a clock for each
 class LoadedLatency:
     """How much slower a loaded memory answers: r(u) = 1 + a u / (1 - c u), at most `saturated`.
 
-    u is the offered load of a controller or link (dimensionless, 1 = its capacity). The default is
+    u is the load of a controller or link: the streams' rate over its capacity. The default is
     the least-squares fit to the Intel MLC curve of a two-socket Xeon Platinum 8269CY (rmse 0.019) [3].
 
     Attributes:
