@@ -20,6 +20,7 @@ from experiments.fidelity.report import sheets
 from experiments.fidelity.rows import Judged, Row, Where, busiest, row_of
 from experiments.fidelity.summary import (
     bins,
+    evenly_by_load,
     in_bin,
     orders,
     summarise,
@@ -96,6 +97,7 @@ def test_one_swapped_pair_of_four_schedulers():
 def test_a_swap_of_schedulers_as_good_as_each_other_is_wrong_but_not_clearly():
     found = agreement([1.0, 1.01, 2.0], [1.01, 1.0, 2.0])
     assert (found.pairs, found.wrong, found.clear_pairs, found.clear_wrong) == (3, 1, 2, 0)
+    assert (found.tau, found.clear_tau) == pytest.approx((1 / 3, 1.0))
     assert found.regret == pytest.approx(0.01)
 
 
@@ -105,6 +107,8 @@ def test_a_tie_in_the_referees_world_is_no_order_but_one_in_ours_misses_the_bett
     assert (tied.pairs, tied.wrong) == (0, 0)
     blind = agreement([1.0, 1.0], [1.0, 2.0])
     assert (blind.pairs, blind.wrong, blind.clear_wrong) == (1, 1, 1)
+    assert blind.clear_tau == 0.0
+    assert isnan(tied.clear_tau)
 
 
 def test_times_that_differ_by_rounding_alone_are_a_tie():
@@ -169,9 +173,18 @@ def test_targets_look_at_loads_up_to_80_percent_and_at_families_with_a_pace():
     assert not targets([row(0.2)])[1].is_met
 
 
+def test_with_every_bin_of_loads_counting_once_a_crowded_bin_counts_no_more():
+    crowd = [row(0.0, load=0.1)] * 8
+    assert evenly_by_load([*crowd, row(0.1, load=0.5), row(0.2, load=0.7), row(9.0, load=0.95)]) == pytest.approx(
+        (0.1, 0.1)
+    )
+    assert all(map(isnan, evenly_by_load([row(0.1, load=0.95)])))
+
+
 def test_a_target_that_was_not_measured_is_not_met():
-    median, p95, tau, clear_tau = targets([row(0.0, load=0.95)])
-    assert not any(target.is_met for target in (median, p95, tau))
+    found = targets([row(0.0, load=0.95)])
+    assert len(found) == 4
+    assert not any(target.is_met for target in found)
     assert verdict([row(0.0, load=0.95)])[0].startswith("not measured")
 
 
