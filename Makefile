@@ -41,7 +41,7 @@ fidelity: $(READY)
 	@$(HAS_SIMGRID) || { command -v apt-get >/dev/null && echo "Installing SimGrid: $(APT)" \
 		&& if [ "$$(id -u)" = 0 ]; then $(APT); else sudo $(APT); fi; } \
 		|| { echo "SimGrid is needed: as root, run apt-get install python3-simgrid"; exit 1; }
-	@$(BIN)/numa-rl study fidelity --json results/fidelity/fidelity.json --csv results/fidelity/fidelity.csv \
+	@$(BIN)/numa-rl study fidelity --laws --json results/fidelity/fidelity.json --csv results/fidelity/fidelity.csv \
 		--plot results/fidelity/fidelity.png --tables results/fidelity/tables.txt
 
 docs: $(READY)

@@ -12,14 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from numa_rl.compilation import compiled
+from numa_rl.simulator.fetching import AHEAD, fetch_objects, fetch_task
 from numa_rl.simulator.forecast import forecast
 from numa_rl.simulator.inputs import ready_time
-from numa_rl.simulator.kernel import (
-    AHEAD,
-    fetch_objects,
-    fetch_task,
-    outstanding_work,
-)
+from numa_rl.simulator.kernel import outstanding_work
 from numa_rl.simulator.placement import find_room, has_room, write_shares
 from numa_rl.simulator.state import ORDINARY
 from numa_rl.simulator.streams import ZERO, resource_load

@@ -14,14 +14,12 @@ References:
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 
 from numa_rl.compilation import compiled
+from numa_rl.simulator.cores import first_free_core, occupy_core
+from numa_rl.simulator.fetching import AHEAD, fetch_objects, fetch_records, fetch_task
 from numa_rl.simulator.in_flight import (
     clear_sums,
     close_record,
@@ -47,77 +45,8 @@ from numa_rl.simulator.placement import (
     take_away,
     write_held,
 )
-from numa_rl.simulator.state import (
-    ABSENT,
-    CACHE_LINE,
-    EXCLUSIVE,
-    INPUT,
-    OBJECT,
-    ORDINARY,
-    RECORD,
-    SPLIT,
-    TASK,
-)
+from numa_rl.simulator.state import ABSENT, EXCLUSIVE, ORDINARY, SPLIT
 from numa_rl.simulator.streams import ONE, ZERO, add_traffic, migrate, transfer_cost
-
-OBJECT_BYTES, RECORD_BYTES = OBJECT.itemsize, RECORD.itemsize
-TASK_BYTES, INPUT_BYTES = TASK.itemsize, INPUT.itemsize
-AHEAD = 3  # rows between asking for an object's cache lines and using them
-
-
-def _prefetch(typing_context, array, num_bytes):
-    """Ask the processor for the cache line `num_bytes` into the array, without waiting for it."""
-    del typing_context
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        byte, word = ir.IntType(8), ir.IntType(32)
-        address = builder.gep(builder.bitcast(data, byte.as_pointer()), [arguments[1]])
-        kind = ir.FunctionType(ir.VoidType(), [byte.as_pointer(), word, word, word])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [address, *(ir.Constant(word, value) for value in (1, 3, 1))])  # write, keep, data
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), generate
-
-
-prefetch: Any = intrinsic(_prefetch)
-
-
-@compiled
-def fetch_task(tasks, state, b):
-    """Ask for row b's next task."""
-    start = state.episode[b] * tasks.each.shape[1] + state.task[b]
-    prefetch(tasks.each, start * TASK_BYTES)
-    prefetch(tasks.inputs, start * tasks.inputs.shape[2] * INPUT_BYTES)
-
-
-@compiled
-def fetch_objects(machines, tasks, state, b):
-    """Ask for what row b's next task will touch of its objects: they lie anywhere, and nothing else foresees them."""
-    e, t = state.episode[b], state.task[b]
-    if t < tasks.each.shape[1]:
-        objects = state.objects.shape[1]
-        width = machines.cores.shape[1]
-        for p in range(-1, tasks.inputs.shape[2]):
-            obj = tasks.each[e, t].object if p < 0 else tasks.inputs[e, t, p].object
-            if obj >= 0:
-                start = (b * objects + obj) * OBJECT_BYTES  # an object may lie over two cache lines
-                prefetch(state.objects, start)
-                prefetch(state.objects, start + OBJECT_BYTES - 1)
-                prefetch(state.access_bytes, (b * objects + obj) * width * 4)
-
-
-@compiled
-def fetch_records(machines, state, b, node):
-    """Ask for the records of the core that row b's next task gets on `node`, and of the one that changes next."""
-    size = size_of_record(machines.cores.shape[1])
-    row = b * state.records.shape[1]
-    core = first_free_core(machines, state, b, machines.runs_on[state.machine[b], node])
-    for record in (core, state.changes[b, 0].core):
-        start = (row + record * size) * RECORD_BYTES
-        prefetch(state.records, start)
-        prefetch(state.records, start + CACHE_LINE)
 
 
 @compiled
@@ -379,33 +308,6 @@ def decide(machines, tasks, state, outcome, b, node, data_node, weights, window_
     outcome.comm_s[b] = inputs + migration + coherence
     outcome.local_bytes[b] = local_bytes
     outcome.remote_bytes[b] = remote_bytes
-
-
-@compiled
-def first_free_core(machines, state, b, node):
-    """The node's first idle core, or else the one that is free first, as an index of `core_free_s`."""
-    width = machines.cores.shape[1]
-    free = state.core_free_s[b]
-    now = state.now_s[b]
-    best = node
-    for c in range(1, machines.cores[state.machine[b], node]):
-        if free[best] <= now:
-            break
-        if free[c * width + node] < free[best]:
-            best = c * width + node
-    return best
-
-
-@compiled
-def occupy_core(machines, state, b, node, core, until_s):
-    """Give a core of the node work until `until_s`."""
-    width = machines.cores.shape[1]
-    free = state.core_free_s[b]
-    free[core] = until_s
-    earliest = free[node]
-    for c in range(1, machines.cores[state.machine[b], node]):
-        earliest = min(earliest, free[c * width + node])
-    state.node_free_s[b, node] = earliest
 
 
 @compiled
