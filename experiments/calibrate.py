@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Callable
@@ -21,7 +22,9 @@ from numa_rl.calibration.machine import Method, calibrated
 from numa_rl.calibration.measure import measure, windows_a_repeat
 from numa_rl.calibration.places import live_places, require_linux
 from numa_rl.calibration.timing import timing_within
-from numa_rl.machines.catalog import LIVE, load_machine
+from numa_rl.machines.catalog import LIVE, MAX_TEXT_BYTES, load_machine
+from numa_rl.machines.mlc import is_mlc
+from numa_rl.machines.tree import read_bytes
 from numa_rl.topology import FloatArray, Topology
 from numa_rl.wording import quoted
 
@@ -63,7 +66,7 @@ class Calibrate:
         if self.mlc is None:
             base, machine = self._measured(memory_bytes, console)
         else:
-            origin = self.machine or LIVE
+            origin = LIVE if self.machine is None else self.machine
             base = load_machine(origin)
             machine = replace(load_machine(f"{self.mlc}#{origin}"), name=self.out.stem)
         write_json(self.out, machine.to_dict())
@@ -71,7 +74,8 @@ class Calibrate:
         print_comparison(base, machine, console)
         if machine.num_nodes == 1:
             console.print(ONE_NODE)
-        console.print(f'Written to {self.out}. In a scenario: machine = "{self.out.name}", a path from its file.')
+        name = json.dumps(self.out.name, ensure_ascii=False)  # TOML writes such a name as JSON does
+        console.print(f"Written to {self.out}. In a scenario: machine = {name}, a path from its file.", markup=False)
 
     def _checked(self) -> float:
         """The bytes of memory that may be used.
@@ -90,7 +94,7 @@ class Calibrate:
             if self.machine is not None:
                 raise ValueError(f"--machine must come with --mlc, got {quoted(self.machine)} alone.")
             require_linux()
-        elif "#" in str(self.mlc) or self.mlc.suffix.lower() in (".json", ".xml") or not self.mlc.is_file():
+        elif "#" in str(self.mlc) or not printed_by_mlc(self.mlc):
             raise ValueError(f"--mlc must be a text file that Intel MLC printed, got {quoted(str(self.mlc))}.")
         base = None if self.machine is None else Path(self.machine)
         require_outputs({"--out": self.out}, {"--mlc": self.mlc, "--machine": base})
@@ -121,6 +125,20 @@ class Calibrate:
             )
         console.print()
         return base, calibrated(base, measurements, method, self.out.stem)
+
+
+def printed_by_mlc(path: Path) -> bool:
+    """Whether a file looks like what Intel MLC prints.
+
+    Raises:
+        ValueError: the file is too long, or cannot be read.
+    """
+    if path.suffix.lower() in (".json", ".xml") or not path.is_file():
+        return False
+    try:
+        return is_mlc(read_bytes(path, MAX_TEXT_BYTES, f"--mlc {quoted(str(path))}").decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return False
 
 
 def print_comparison(base: Topology, machine: Topology, console: Console) -> None:
@@ -165,9 +183,11 @@ def over_local(machine: Topology) -> FloatArray:
 
 
 def farthest_pair(base: Topology, machine: Topology) -> str:
-    """The pair whose latency over local was farthest off, in words."""
+    """The pair whose latency over local was farthest off, in words; or that none was."""
     now, before = over_local(machine), over_local(base)
     error = np.where((machine.cores > 0)[:, None], np.abs(before / now - 1.0), 0.0)
+    if not error.any():
+        return "Latency of every pair over local is what it was said to be."
     initiator, target = (int(node) for node in np.unravel_index(error.argmax(), error.shape))
     return (
         f"Farthest off is node {initiator} to {target}: {now[initiator, target]:.2f} times local, "

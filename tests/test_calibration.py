@@ -20,7 +20,7 @@ from numa_rl.calibration.binding import RefusedError
 from numa_rl.calibration.machine import Method, calibrated, loaded_latency
 from numa_rl.calibration.measure import CURVE_SPINS, Measurements, measure, windows_a_repeat
 from numa_rl.calibration.timing import Timing, timing_within
-from numa_rl.machines.catalog import load_machine
+from numa_rl.machines.catalog import MAX_TEXT_BYTES, load_machine
 from numa_rl.topology import LoadedLatency, Topology
 
 METHOD = Method(
@@ -315,6 +315,11 @@ def test_the_pair_that_firmware_had_most_wrong_is_named():
     assert text == "Farthest off is node 2 to 1: 5.00 times local, said to be 2.00."
 
 
+def test_no_pair_is_named_where_firmware_was_right():
+    machine = toy_machine(3)
+    assert farthest_pair(machine, machine) == "Latency of every pair over local is what it was said to be."
+
+
 def test_a_scenario_takes_the_file(tmp_path):
     write_json(tmp_path / "box.json", measured(KnownMachine(known(toy_machine(2)))).to_dict())
     (tmp_path / "mine.toml").write_text(
@@ -345,6 +350,15 @@ def test_what_mlc_printed_is_put_on_a_machine(tmp_path, capsys):
     assert "Farthest off is node" in capsys.readouterr().out
 
 
+def test_the_name_of_the_file_is_printed_as_a_scenario_takes_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mlc.txt").write_text(MLC)
+    Calibrate(Path('[bold]"x.json'), mlc=Path("mlc.txt"), machine="chapter-2-socket").run()
+    printed = capsys.readouterr().out.replace("\n", " ")
+    assert 'Written to [bold]"x.json. In a scenario:' in printed
+    assert r'machine = "[bold]\"x.json"' in printed
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -359,7 +373,10 @@ def test_what_mlc_printed_is_put_on_a_machine(tmp_path, capsys):
         ({"mlc": Path("none.txt")}, "--mlc must be a text file that Intel MLC printed, got 'none.txt'"),
         ({"mlc": Path()}, "--mlc must be a text file"),
         ({"mlc": Path("box.json")}, "--mlc must be a text file"),
-        ({"mlc": Path("other.txt"), "machine": "r815"}, "only JSON and MLC's text may have a # after them"),
+        ({"mlc": Path("other.txt")}, "--mlc must be a text file that Intel MLC printed, got 'other.txt'"),
+        ({"mlc": Path("latin.txt")}, "--mlc must be a text file that Intel MLC printed, got 'latin.txt'"),
+        ({"mlc": Path("long.txt")}, "--mlc 'long.txt': must be at most"),
+        ({"mlc": Path("mlc.txt"), "machine": ""}, "machine must be one of"),
         ({"mlc": Path("mlc.txt"), "machine": "no-such"}, "machine must be one of"),
         ({"mlc": Path("mlc.txt"), "machine": "r815"}, "must be of the 8 nodes"),
         ({"out": Path("folder.json")}, "--out must be a file that can be written, got 'folder.json': Is a directory"),
@@ -371,6 +388,8 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, monkeypatch, 
     Path("folder.json").mkdir()
     Path("mlc.txt").write_text(MLC)
     Path("other.txt").write_text("something else\n")
+    Path("latin.txt").write_bytes(MLC.encode() + b"\xe9")
+    Path("long.txt").write_text(MLC + " " * MAX_TEXT_BYTES)
     with pytest.raises(ValueError, match=re.escape(message)):
         Calibrate(**{"out": Path("box.json"), **options}).run()
     assert not Path("box.json").exists()

@@ -163,10 +163,10 @@ class Study:
         plan = self.plan
         cells = {row.where.cell for row in self.sharing}
         nodes = sorted({row.where.num_nodes for row in self.sharing})
-        span = f"{nodes[0]} to {nodes[-1]}" if len(nodes) > 1 else f"{nodes[0]}"
+        span = f"{nodes[0]} to {nodes[-1]} nodes" if len(nodes) > 1 else counted(nodes[0], "node")
         return (
             f"{counted(len(cells), 'cell')}: {_number(plan.families, 'family', 'families')} on "
-            f"{_number(plan.machines, 'machine', 'machines')} of {span} nodes, "
+            f"{_number(plan.machines, 'machine', 'machines')} of {span}, "
             f"{counted(len(plan.schedulers), 'scheduler')}, {counted(plan.num_episodes, 'episode')} each, seed "
             f"{plan.seed}; the referee is SimGrid."
         )

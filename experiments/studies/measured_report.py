@@ -122,7 +122,7 @@ def _print_laws(title: str, outcomes: Sequence[Outcome], console: Console) -> No
     table = _table(title, "law", ("fitted", "median", "mean", "worst"))
     for outcome in outcomes:
         table.add_row(
-            outcome.law.name,
+            f"{outcome.law.name} *" if outcome.law.used else outcome.law.name,
             ", ".join(f"{constant:.3g}" for constant in outcome.fitted if isfinite(constant)) or "-",
             f"{outcome.median:.0%}",
             f"{outcome.mean:.0%}",
@@ -132,7 +132,7 @@ def _print_laws(title: str, outcomes: Sequence[Outcome], console: Console) -> No
     console.print(table)
     _explain(
         f"over {len(outcomes[0].missed)} machines, of each its median relative error with constants fitted to the "
-        "others; fitted: to all; bold: what the readers use.",
+        "others; fitted: to all; *: what the readers use.",
         console,
     )
 
@@ -151,4 +151,6 @@ def _table(title: str, first: str, columns: Sequence[str]) -> Table:
 
 
 def _explain(text: str, console: Console) -> None:
+    """Print what the columns mean, and a blank line below."""
     console.print(text, style="dim", highlight=False, markup=False)
+    console.print()

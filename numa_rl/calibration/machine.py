@@ -133,9 +133,11 @@ def _flops(measurements: Measurements, method: Method) -> tuple[FloatArray, str]
 def _in_flight_source(in_flight: FloatArray, measurements: Measurements, method: Method) -> str:
     """Where the bytes that one core keeps in flight came from."""
     best = repeats_text("outstanding_bytes", measurements, method.timing.repeats, "the most")
+    least, most = f"{np.nanmin(in_flight):.0f}", f"{np.nanmax(in_flight):.0f}"
+    span = f"{least} bytes" if least == most else f"{least} to {most} bytes by node"
     return (
         "derived: Little's law, what one core reads of its own node's memory times idle latency "
-        f"({np.nanmin(in_flight):.0f} to {np.nanmax(in_flight):.0f} bytes by node); measured: both, reads {best}"
+        f"({span}); measured: both, reads {best}"
     )
 
 
