@@ -297,13 +297,14 @@ def test_a_larger_pool_extends_a_smaller_one_and_seeds_differ(family):
 
 @pytest.mark.parametrize(("h", "s", "causal"), [(8, 1, False), (1, 8, False), (2, 4, True), (4, 2, True)])
 def test_of_a_long_sequence_simulator_and_closed_form_tell_the_same_time(h, s, causal):
-    # With 8 lanes all cores of a node work; 4096 tokens are long enough for waits between steps to be few.
+    # With 8 lanes all cores of a node work; 4096 tokens are long enough for waits between steps to be few. Where the
+    # sequence is split, the lanes of a node read over one link at once and share it, which costs up to 5%.
     family = SplitAttention(
         h, s, "zigzag", causal, lanes=8, median_tokens=4096.0, tokens_sigma=0.0, compute_sigma=0.0, bytes_per_element=2
     )
     simulated_s = played(family, generated(family), placed(family)).totals.last_finish_s[0]
     cost = split_cost(family.shape(4096), family.split, CUBE)
-    assert simulated_s == pytest.approx(cost.total_s - cost.projection_s, rel=0.02)
+    assert simulated_s == pytest.approx(cost.total_s - cost.projection_s, rel=0.02 if s == 1 else 0.05)
 
 
 def test_contiguous_parts_under_a_causal_mask_take_nearly_twice_as_long_as_zigzag_ones():

@@ -508,6 +508,7 @@ COMMANDS = (
     "tune",
     "compare",
     "machine",
+    "calibrate",
     "suite",
     "partition",
     "roofline",

@@ -207,6 +207,6 @@ def test_the_simulator_plays_an_episode():
 def test_where_threads_run_counts():
     world = World(pool(Threads(), 2), (load_machine("chapter-8-socket"),), RewardWeights(reference_s=0.0165), 0.066)
     by_estimate, by_chance = (evaluate(make_rule(name), world) for name in ("greedy", "random"))
-    assert by_estimate.cost.mean() < by_chance.cost.mean() / 3
+    assert by_estimate.cost.mean() < by_chance.cost.mean() / 2.5
     assert by_estimate.remote_ratio.mean() < by_chance.remote_ratio.mean() / 2
     assert not by_chance.out_of_memory.any()
