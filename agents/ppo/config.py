@@ -8,48 +8,87 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+ENCODERS = ("equivariant", "flat")
+HEADS = ("joint", "independent")
+# What the network may be made blind to: groups of the observation but for those that say what may be chosen at all.
+HIDEABLE = (
+    *("memory", "communication", "queue", "task", "data", "inputs", "access", "last"),
+    *("migration", "estimate", "congestion", "latency", "bandwidth"),
+)
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
-    """The network and the rule it starts from.
+class NetworkConfig:
+    """The network, and which of its pieces to leave out, to see what they are worth.
 
     Attributes:
         node_width: H of the node encoder.
         pair_width: hidden width for pairs.
-        congestion_price: p1 of the prior, see `agents.rules.greedy.priced_cost`.
-        crowding_price: p2.
-        migration_share: p3.
-        alpha: the reward's weight of T_comm.
         prior_scale: how sharp the prior is: a placement that costs 1% more is exp(-prior_scale / 100) times as likely.
+        prior: whether the policy starts from the priced greedy rule; without, from equal odds.
+        blind_to: groups of the observation that the network sees as zeros; the prior is a use of them too.
+        encoder: "equivariant" to the order of nodes, or "flat": one perceptron over all numbers.
+        heads: "joint" scores pairs; "independent" scores task nodes and data nodes apart.
 
     Raises:
-        ValueError: a width is below 1 or a price is out of its range.
+        ValueError: a width is below 1, or a value out of its range.
     """
 
     node_width: int = 32
     pair_width: int = 12
+    prior_scale: float = 20.0
+    prior: bool = True
+    blind_to: tuple[str, ...] = ()
+    encoder: Literal["equivariant", "flat"] = "equivariant"
+    heads: Literal["joint", "independent"] = "joint"
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        require_ranges(self, (("node_width", 1, 4096), ("pair_width", 1, 4096), ("prior_scale", 1e-3, 1e6)))
+        for group in self.blind_to:
+            if group not in HIDEABLE:
+                raise ValueError(f"policy: blind_to must be among {', '.join(HIDEABLE)}, got {group!r}.")
+        for name, known in (("encoder", ENCODERS), ("heads", HEADS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"policy: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+
+
+@dataclass(frozen=True)
+class PolicyConfig(NetworkConfig):
+    """The network and the rule it starts from.
+
+    Attributes:
+        congestion_price: p1 of the prior, see `agents.rules.greedy.priced_cost`.
+        crowding_price: p2.
+        migration_share: p3.
+        alpha: the reward's weight of T_comm.
+
+    Raises:
+        ValueError: as `NetworkConfig`, or a price is out of its range.
+    """
+
     congestion_price: float = 1.0
     crowding_price: float = 1.5
     migration_share: float = 0.3
     alpha: float = 1.0
-    prior_scale: float = 20.0
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name, low, high in (
-            ("node_width", 1, 4096),
-            ("pair_width", 1, 4096),
-            ("congestion_price", 0, 1e6),
-            ("crowding_price", 0, 1e6),
-            ("migration_share", 0, 1),
-            ("alpha", 0, 1e6),
-            ("prior_scale", 1e-3, 1e6),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"policy: {name} must be in {low}..{high:g}, got {value}.")
+        super().__post_init__()
+        prices = (("congestion_price", 0, 1e6), ("crowding_price", 0, 1e6), ("alpha", 0, 1e6))
+        require_ranges(self, (*prices, ("migration_share", 0, 1)))
+
+
+def require_ranges(config: NetworkConfig, ranges: Iterable[tuple[str, float, float]]) -> None:
+    """Raise ValueError for the first field that is not in its range, both ends included."""
+    for name, low, high in ranges:
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise ValueError(f"policy: {name} must be in {low}..{high:g}, got {value}.")
 
 
 @dataclass(frozen=True)
@@ -166,34 +205,33 @@ class PPOConfig:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(NetworkConfig):
     """Everything that decides how a run goes, but for the scenario.
 
     Attributes:
         seed: of all that is random.
-        node_width: width of the node encoder.
-        pair_width: width of the pair encoder.
-        prior_scale: how sharply the untrained policy prefers what the rule prefers.
         validate_every: updates between two validations.
         teacher: the first phase.
         ppo: the second phase.
     """
 
     seed: int = 0
-    node_width: int = 32
-    pair_width: int = 12
-    prior_scale: float = 20.0
     validate_every: int = 4
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)
 
     def __post_init__(self) -> None:
-        """Check the ranges, the policy's own too: a run must not begin that cannot go on."""
-        PolicyConfig(node_width=self.node_width, pair_width=self.pair_width, prior_scale=self.prior_scale)
+        """Check the ranges."""
+        super().__post_init__()
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, got {self.seed}.")
         if self.validate_every < 1:
             raise ValueError(f"validate_every must be >= 1, got {self.validate_every}.")
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """The fields of `NetworkConfig` by name."""
+        return {item.name: getattr(self, item.name) for item in fields(NetworkConfig)}
 
     @property
     def num_updates(self) -> int:

@@ -25,7 +25,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from agents.ppo.config import PolicyConfig
-from agents.ppo.policy import PairScorer, PlacementPolicy
+from agents.ppo.policy import PlacementPolicy
+from agents.ppo.scorer import PairScorer, best_pair
+from agents.ppo.scorers import make_scorer
 from agents.scheduler import Actions, Memory
 from envs.observation import ObservationKind, ObservationLayout
 
@@ -70,7 +72,7 @@ class LearnedScheduler:
         with torch.no_grad():
             logits, _ = self.scorer.on(layout)(rows)
             if deterministic:
-                pairs = logits.argmax(1)
+                pairs = best_pair(logits)
             else:
                 pairs = torch.multinomial(logits.softmax(1), 1, generator=self._generator).squeeze(1)
         pair = pairs.numpy()
@@ -106,7 +108,7 @@ def load_policy(path: Path) -> tuple[LearnedScheduler, dict[str, Any]]:
     kind = about.get("observation")
     if kind != ObservationKind.FULL.value:
         raise ValueError(f"{path}: the policy must read the observation groups 'full', got {kind!r}.")
-    scorer = PairScorer(ObservationLayout(1), _config(path, about.get("config")))
+    scorer = make_scorer(ObservationLayout(1), _config(path, about.get("config")))
     load_weights(path, scorer, tensors)
     return LearnedScheduler(scorer), about
 

@@ -23,7 +23,8 @@ import torch
 from torch import nn
 
 from agents.ppo.config import TeacherConfig
-from agents.ppo.policy import CLOSED, PlacementPolicy
+from agents.ppo.policy import PlacementPolicy
+from agents.ppo.scorer import CLOSED
 from agents.rollouts import Rollouts
 from agents.rules.greedy import PricedGreedy
 from agents.totals import Totals

@@ -131,13 +131,11 @@ class Trainer:
             device="cpu",
             policy_kwargs={
                 "config": PolicyConfig(
-                    node_width=config.node_width,
-                    pair_width=config.pair_width,
+                    **config.network,
                     congestion_price=float(rule.congestion_price),
                     crowding_price=float(rule.crowding_price),
                     migration_share=float(rule.migration_share),
                     alpha=float(rule.alpha),
-                    prior_scale=config.prior_scale,
                 )
             },
         )
