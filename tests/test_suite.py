@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_suite import small
+from strategies import seeds
 
 from agents.rules.catalog import RULES
 from experiments.scenario import Split, load_scenario
@@ -21,6 +22,7 @@ from experiments.suite.load import faster, local_service_s, offered_load
 from experiments.suite.tuning import YARDSTICK, tune_suite
 from experiments.suite.work import SettingsPiece
 from numa_rl.machines.catalog import load_machine
+from numa_rl.machines.drawn import draw_machine
 from numa_rl.workloads.llm_serving import LLMServing
 from numa_rl.workloads.synthetic import SyntheticStream
 from numa_rl.workloads.workload import Workload
@@ -252,6 +254,37 @@ def test_a_part_of_the_suite_must_be_of_the_suite(tmp_path: Path):
         definition.chosen(machines=["abacus"])
     with pytest.raises(ValueError, match=r"at least one family and one machine for training, .*families graph"):
         definition.chosen(families=["graph"])
+
+
+@given(seeds)
+@settings(max_examples=8, deadline=None)
+def test_a_family_meets_any_machine_at_its_load_and_in_its_unit_of_time(seed: int):
+    definition = read_definition(QUICK)
+    machine = draw_machine(np.random.default_rng(seed))
+    for name, entry in definition.families.items():
+        cell = definition.cell_on(name, machine)
+        work = cell.scenario.episodes(Split.TRAIN, definition.counts.load_episodes)
+        assert cell.name == f"{name}/{machine.name}"
+        assert cell.scenario.topology is machine
+        assert cell.scenario.reward.reference_s == pytest.approx(local_service_s(work, machine), rel=1e-3)
+        assert cell.load == pytest.approx(entry.load or np.nan, rel=0.01, nan_ok=True)  # parameters have four digits
+
+
+def test_a_cell_on_a_machine_of_the_suite_is_that_of_the_suite(tmp_path: Path):
+    definition = small(tmp_path)
+    for cell in definition.cells():
+        again = definition.cell_on(cell.family, load_machine(cell.machine), held_out=cell.machine == "cxl-expander")
+        assert again.scenario.content_hash == cell.scenario.content_hash
+        assert (again.name, again.held_out, again.is_graph) == (cell.name, cell.held_out, cell.is_graph)
+
+
+def test_a_family_held_out_is_so_on_every_machine_and_one_that_is_not_there_is_refused(tmp_path: Path):
+    definition, machine = small(tmp_path), draw_machine(np.random.default_rng(0))
+    assert not definition.cell_on("stream", machine).held_out
+    assert definition.cell_on("stream", machine, held_out=True).held_out
+    assert definition.cell_on("graph", machine).held_out
+    with pytest.raises(ValueError, match=r"family must be one of stream, graph, got 'poem'"):
+        definition.cell_on("poem", machine)
 
 
 @pytest.mark.parametrize("name", ["missing.toml", "."])

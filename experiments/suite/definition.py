@@ -28,6 +28,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -175,32 +176,58 @@ class Definition:
             ValueError: a family or machine breaks a rule; the message says which.
         """
         topologies = {name: load_machine(name) for name in self.machines}
-        return [cell for name, entry in self.families.items() for cell in self._family_cells(name, entry, topologies)]
+        return [
+            self._cell(family, machine, topologies[machine], held_out=role == "held out")
+            for family in self.families
+            for machine, role in self.machines.items()
+        ]
 
-    def _family_cells(self, name: str, entry: FamilyEntry, topologies: Mapping[str, Topology]) -> list[Cell]:
-        """A family on every machine."""
-        owner, values = f"families.{name}.workload", dict(entry.workload)
+    def cell_on(self, family: str, topology: Topology, *, held_out: bool = False) -> Cell:
+        """A family on any machine, at its load and in its unit of time there.
+
+        Args:
+            family: the family's name in the suite.
+            topology: the machine; the cell calls it by its name.
+            held_out: whether nothing is to be trained or tuned on this machine; a family held out is so everywhere.
+
+        Raises:
+            ValueError: no such family, or it breaks a rule; the message says which.
+        """
+        _part("family", self.families, [family])
+        return self._cell(family, topology.name, topology, held_out=held_out)
+
+    def _cell(self, name: str, machine: str, topology: Topology, *, held_out: bool) -> Cell:
+        """A family on a machine that is called as the suite's file does."""
+        entry = self.families[name]
         try:
-            family = make_family(str(values.pop("family", "")), **values)
-            sample = family.generate(_training_generator(), self.counts.load_episodes)
-            cells = []
-            for machine, role in self.machines.items():
-                paced, load = self._paced(entry, family, sample, topologies[machine])
-                reference_s = rounded(local_service_s(sample, topologies[machine]))
-                scenario = Scenario(
-                    name=f"{name}/{machine}",
-                    description=f"{name} on {machine}, a cell of the standard suite",
-                    machine=machine,
-                    topology=topologies[machine],
-                    family=paced,
-                    reward=build(RewardWeights, entry.reward | {"reference_s": reference_s}, f"families.{name}.reward"),
-                    window_s=rounded(entry.window_tasks * reference_s),
-                )
-                held_out = "held out" in (role, entry.role)
-                cells.append(Cell(name, machine, held_out, scenario, load, sample.is_one_graph))
+            family, sample = self._sampled(name)
+            paced, load = self._paced(entry, family, sample, topology)
+            reference_s = rounded(local_service_s(sample, topology))
+            scenario = Scenario(
+                name=f"{name}/{machine}",
+                description=f"{name} on {machine}, a cell of the standard suite",
+                machine=machine,
+                topology=topology,
+                family=paced,
+                reward=build(RewardWeights, entry.reward | {"reference_s": reference_s}, f"families.{name}.reward"),
+                window_s=rounded(entry.window_tasks * reference_s),
+            )
         except ValueError as error:
-            raise ValueError(f"{owner}: {error}") from error
-        return cells
+            raise ValueError(f"families.{name}.workload: {error}") from error
+        return Cell(name, machine, held_out or entry.role == "held out", scenario, load, sample.is_one_graph)
+
+    def _sampled(self, name: str) -> tuple[WorkloadFamily, Workload]:
+        """A family as its file says, and training episodes of it: the same for every machine."""
+        if name not in self._samples:
+            values = dict(self.families[name].workload)
+            family = make_family(str(values.pop("family", "")), **values)
+            self._samples[name] = family, family.generate(_training_generator(), self.counts.load_episodes)
+        return self._samples[name]
+
+    @cached_property
+    def _samples(self) -> dict[str, tuple[WorkloadFamily, Workload]]:
+        """What `_sampled` has made."""
+        return {}
 
     def _paced(
         self, entry: FamilyEntry, family: WorkloadFamily, sample: Workload, topology: Topology
