@@ -266,8 +266,9 @@ def test_a_family_meets_any_machine_at_its_load_and_in_its_unit_of_time(seed: in
         work = cell.scenario.episodes(Split.TRAIN, definition.counts.load_episodes)
         assert cell.name == f"{name}/{machine.name}"
         assert cell.scenario.topology is machine
-        assert cell.scenario.reward.reference_s == pytest.approx(local_service_s(work, machine), rel=1e-3)
-        assert cell.load == pytest.approx(entry.load or np.nan, rel=0.01, nan_ok=True)  # parameters have four digits
+        # What the episodes are made of follows the pace a little, for parameters have four digits.
+        assert cell.scenario.reward.reference_s == pytest.approx(local_service_s(work, machine), rel=0.01)
+        assert cell.load == pytest.approx(entry.load or np.nan, rel=0.01, nan_ok=True)
 
 
 def test_a_cell_on_a_machine_of_the_suite_is_that_of_the_suite(tmp_path: Path):
