@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import tyro
 from rich.console import Console
@@ -18,13 +19,15 @@ from agents.ppo.config import TrainingConfig
 from agents.rules.greedy import PricedGreedy
 from experiments.cli import INTERRUPTED
 from experiments.files import require_writable, write_json
-from experiments.scenario import Split, load_scenario
+from experiments.scenario import Scenario, Split, load_scenario
 from experiments.tune import load_or_tune, require_at_least, world_of
 
 if TYPE_CHECKING:
     from agents.ppo.training import Progress as Standing
+    from agents.ppo.training import Trainer
 
 RUN_FILE = "run.json"
+SUITE = "suite"  # in place of a scenario
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class Train:
     Watch it with `tensorboard --logdir runs`. Ctrl-C saves; `--resume` goes on as if nothing had happened.
 
     Attributes:
-        scenario: a scenario's name, or the path of its TOML file.
+        scenario: a scenario's name, or the path of its TOML file; "suite" for one policy for all families and
+            machines of the standard suite, and for machines drawn at random.
         out: folder of the run; runs/<scenario> by default.
         resume: go on with the run in this folder, as it was begun; takes no other options.
         overwrite: start anew in a folder that holds a run.
@@ -67,10 +71,37 @@ class Train:
         else:
             require_at_least(1, self.train_episodes, "--train-episodes")
             require_at_least(1, self.validation_episodes, "--validation-episodes")
-            name = load_scenario(self.scenario).name
+            name = SUITE if self.scenario == SUITE else load_scenario(self.scenario).name
             train, folder = self, self.out or Path("runs") / name
             prepare(folder, train)
         train_policy(train, folder, console, resume=self.resume is not None)
+
+
+class Run(Protocol):
+    """A training run, of one scenario or of the suite."""
+
+    update: int
+
+    @property
+    def policy_path(self) -> Path:
+        """Where the best policy is kept."""
+        ...
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Where the run as it stands is kept."""
+        ...
+
+    @property
+    def best_gap(self) -> float:
+        """Validation cost of the policy that is kept over the rule's, minus 1."""
+        ...
+
+    def run(self) -> None:
+        """Train to the end."""
+
+    def resume(self) -> None:
+        """Take the run up where its checkpoint stands."""
 
 
 def train_policy(train: Train, folder: Path, console: Console, *, resume: bool = False) -> Path:
@@ -80,10 +111,53 @@ def train_policy(train: Train, folder: Path, console: Console, *, resume: bool =
         ValueError: what was saved does not fit.
         SystemExit: with code 130 after Ctrl-C, once all is saved.
     """
+    assert train.scenario is not None
+    bar = _progress_bar(console)
+    task = bar.add_task("training", total=train.config.num_updates, gap="", rate="")
+
+    def show(standing: Standing) -> None:
+        gap = f"vs best rule {standing.gap:+.2%}, kept {standing.best_gap:+.2%}"
+        rate = f"{standing.decisions_per_s / 1e3:.1f} k/s"
+        bar.update(
+            task,
+            completed=standing.update,
+            total=standing.num_updates,
+            description=standing.phase,
+            gap=gap,
+            rate=rate,
+        )
+        if not console.is_terminal and standing.validated:  # a log file gets lines, not a bar
+            done = f"{standing.phase} {standing.update}/{standing.num_updates}"
+            console.print(f"{done}  {rate}  {gap}", highlight=False)
+
+    run: Run
+    if train.scenario == SUITE:
+        from experiments.suite.train import suite_course  # torch takes seconds
+
+        run = suite_course(train.config, train.validation_episodes, folder, console, show, git_revision())
+    else:
+        run = _single(train, load_scenario(train.scenario), folder, console, show)
+    if resume and run.checkpoint_path.exists():  # else it was stopped before its first update
+        run.resume()
+        bar.update(task, completed=run.update)
+    with bar:
+        try:
+            run.run()
+        except KeyboardInterrupt:
+            bar.stop()
+            console.print(f"Stopped and saved. Go on with: numa-rl train --resume {folder}", highlight=False)
+            raise SystemExit(INTERRUPTED) from None
+    console.print(f"Kept: {run.best_gap:+.2%} against the best rule on validation episodes.", highlight=False)
+    console.print(f"Policy: {run.policy_path}\nTensorBoard: tensorboard --logdir {folder.parent}", highlight=False)
+    return run.policy_path
+
+
+def _single(
+    train: Train, scenario: Scenario, folder: Path, console: Console, show: Callable[[Standing], None]
+) -> Trainer:
+    """The run of one scenario."""
     from agents.ppo.training import Trainer  # torch takes seconds
 
-    assert train.scenario is not None
-    scenario = load_scenario(train.scenario)
     with console.status("") as status:
         tuned = load_or_tune(scenario, on_rule=lambda name: status.update(f"tuning {name}"))
         validation = world_of(scenario, Split.VALIDATION, train.validation_episodes, 0)
@@ -97,36 +171,12 @@ def train_policy(train: Train, folder: Path, console: Console, *, resume: bool =
     assert isinstance(prior, PricedGreedy)
     best = min(costs, key=lambda name: costs[name])
     console.print(f"Best rule on validation episodes: {best}, cost {costs[best]:.3f} per decision.", highlight=False)
-
-    about = {"scenario": scenario.name, "scenario_hash": scenario.content_hash, "config": asdict(train.config)}
-    with _progress_bar(console) as bar:
-        task = bar.add_task("training", total=train.config.num_updates, gap="", rate="")
-
-        def show(standing: Standing) -> None:
-            gap = f"vs best rule {standing.gap:+.2%}, kept {standing.best_gap:+.2%}"
-            rate = f"{standing.decisions_per_s / 1e3:.1f} k/s"
-            bar.update(task, completed=standing.update, description=standing.phase, gap=gap, rate=rate)
-            if not console.is_terminal and standing.validated:  # a log file gets lines, not a bar
-                done = f"{standing.phase} {standing.update}/{standing.num_updates}"
-                console.print(f"{done}  {rate}  {gap}", highlight=False)
-
-        trainer = Trainer(
-            episodes, validation, prior, costs, train.config, folder, about, show, git_revision=git_revision()
-        )
-        trainer.dashboard.describe(_flat(asdict(train.config)) | {"scenario": scenario.name})
-        if resume and trainer.checkpoint_path.exists():  # else it was stopped before its first update
-            trainer.resume()
-            bar.update(task, completed=trainer.update)
-        try:
-            trainer.run()
-        except KeyboardInterrupt:
-            bar.stop()
-            console.print(f"Stopped and saved. Go on with: numa-rl train --resume {folder}", highlight=False)
-            raise SystemExit(INTERRUPTED) from None
-    gap = trainer.best_cost / costs[best] - 1.0
-    console.print(f"Kept: cost {trainer.best_cost:.3f} per decision, {gap:+.2%} against {best}.", highlight=False)
-    console.print(f"Policy: {trainer.policy_path}\nTensorBoard: tensorboard --logdir {folder.parent}", highlight=False)
-    return trainer.policy_path
+    about = {"scenario": scenario.name, "scenario_hash": scenario.content_hash, "config": json_values(train.config)}
+    trainer = Trainer(
+        episodes, validation, prior, costs, train.config, folder, about, show, git_revision=git_revision()
+    )
+    trainer.dashboard.describe(_flat(asdict(train.config)) | {"scenario": scenario.name})
+    return trainer
 
 
 def _progress_bar(console: Console) -> Progress:
@@ -161,7 +211,7 @@ def prepare(folder: Path, train: Train) -> None:
         "scenario": train.scenario,
         "train_episodes": train.train_episodes,
         "validation_episodes": train.validation_episodes,
-        "config": asdict(train.config),
+        "config": json_values(train.config),
         "git_revision": git_revision(),
     }
     write_json(run_file, content)
@@ -195,14 +245,21 @@ def _config(values: dict[str, Any]) -> TrainingConfig:
     """The configuration in a run's file."""
     parts = {"teacher": TrainingConfig().teacher, "ppo": TrainingConfig().ppo}
     nested = {name: type(default)(**values[name]) for name, default in parts.items()}
-    return TrainingConfig(**(values | nested))
+    return TrainingConfig(**(values | nested | {"blind_to": tuple(values["blind_to"])}))
+
+
+def json_values(config: TrainingConfig) -> dict[str, Any]:
+    """A configuration as JSON gives it back: with lists in place of tuples."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return values
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, bool | float | int | str]:
     """Nested settings as one level with dotted names."""
     flat: dict[str, bool | float | int | str] = {}
     for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+        shown = ", ".join(value) if isinstance(value, tuple) else value
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": shown}
     return flat
 
 

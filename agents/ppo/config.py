@@ -9,8 +9,8 @@ References:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 ENCODERS = ("equivariant", "flat")
 HEADS = ("joint", "independent")
@@ -98,7 +98,9 @@ class TeacherConfig:
     Attributes:
         labels: how many states to label in all; 0 leaves the teacher out.
         labels_per_update: how many between two rounds of fitting.
-        num_rows: B, states labelled at once.
+        lessons: worlds that an update meets, where there are many.
+        drawn_share: share of these on machines drawn at random; the others are on the suite's own.
+        num_rows: B, states labelled at once, where there is one world.
         num_candidates: K, placements tried in each state.
         num_random: how many of them are drawn from all open ones; the others are the likeliest by the policy as it
             stands. Without any, nothing would hold down the score of a placement that is never tried.
@@ -107,6 +109,7 @@ class TeacherConfig:
         memory: updates whose labels are fitted again with the newest: a label costs far more than a gradient step.
         batch_size: labels in a gradient step.
         learning_rate: of Adam at the start; it falls linearly to a twentieth.
+        regret_weight: of the second term of `agents.ppo.teacher.teacher_loss`; 0 leaves it out.
         num_threads: threads that try candidates; more or fewer change no result.
 
     Raises:
@@ -115,21 +118,25 @@ class TeacherConfig:
 
     labels: int = 196_608
     labels_per_update: int = 8192
+    lessons: int = 8
+    drawn_share: float = 0.5
     num_rows: int = 256
-    num_candidates: int = 6
+    num_candidates: int = 8
     num_random: int = 2
     depth: int = 60
     stride: int = 4
     memory: int = 16
     batch_size: int = 1024
     learning_rate: float = 1e-3
+    regret_weight: float = 0.3
     num_threads: int = 2
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if self.labels < 0:
             raise ValueError(f"teacher: labels must be >= 0, got {self.labels}.")
-        for name in ("labels_per_update", "num_rows", "depth", "stride", "memory", "batch_size", "num_threads"):
+        counts = ("labels_per_update", "lessons", "num_rows", "depth", "stride", "memory", "batch_size", "num_threads")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"teacher: {name} must be >= 1, got {getattr(self, name)}.")
         if self.num_candidates < 2:
@@ -138,6 +145,10 @@ class TeacherConfig:
             raise ValueError(f"teacher: num_random must be in 0..{self.num_candidates - 1}, got {self.num_random}.")
         if not self.learning_rate > 0:
             raise ValueError(f"teacher: learning_rate must be > 0, got {self.learning_rate}.")
+        if not 0.0 <= self.drawn_share <= 1.0:
+            raise ValueError(f"teacher: drawn_share must be in [0, 1], got {self.drawn_share}.")
+        if not 0.0 <= self.regret_weight < float("inf"):
+            raise ValueError(f"teacher: regret_weight must be finite and >= 0, got {self.regret_weight}.")
 
 
 @dataclass(frozen=True)
@@ -227,11 +238,6 @@ class TrainingConfig(NetworkConfig):
             raise ValueError(f"seed must be >= 0, got {self.seed}.")
         if self.validate_every < 1:
             raise ValueError(f"validate_every must be >= 1, got {self.validate_every}.")
-
-    @property
-    def network(self) -> dict[str, Any]:
-        """The fields of `NetworkConfig` by name."""
-        return {item.name: getattr(self, item.name) for item in fields(NetworkConfig)}
 
     @property
     def num_updates(self) -> int:

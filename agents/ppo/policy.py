@@ -9,7 +9,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,22 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import Tensor
 
-from agents.ppo.config import PolicyConfig
+from agents.ppo.config import NetworkConfig, PolicyConfig
 from agents.ppo.scorer import best_pair
 from agents.ppo.scorers import make_scorer
+from agents.rules.greedy import PricedGreedy
 from envs.observation import ObservationKind, ObservationLayout
+
+
+def prior_config(network: NetworkConfig, rule: PricedGreedy) -> PolicyConfig:
+    """A policy's configuration with this rule, whose parameters are numbers, as its prior."""
+    return PolicyConfig(
+        **{item.name: getattr(network, item.name) for item in fields(NetworkConfig)},
+        congestion_price=float(rule.congestion_price),
+        crowding_price=float(rule.crowding_price),
+        migration_share=float(rule.migration_share),
+        alpha=float(rule.alpha),
+    )
 
 
 def _no_schedule(_: float) -> float:

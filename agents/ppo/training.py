@@ -30,11 +30,12 @@ from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor
 
 from agents.evaluation import evaluate
-from agents.ppo.config import PolicyConfig, TrainingConfig
+from agents.ppo.checkpoint import moments, read_labels, restore_optimizer, under, write_labels
+from agents.ppo.config import TrainingConfig
 from agents.ppo.dashboard import Dashboard
-from agents.ppo.policy import PlacementPolicy
+from agents.ppo.policy import PlacementPolicy, prior_config
 from agents.ppo.storage import LearnedScheduler, load_weights, read_tensors, save_policy, write_tensors
-from agents.ppo.teacher import Labels, RolloutTeacher
+from agents.ppo.teacher import RolloutTeacher, joined
 from agents.rules.greedy import PricedGreedy
 from agents.vec_env import NumaVecEnv
 from envs.world import Rows, World
@@ -42,9 +43,7 @@ from envs.world import Rows, World
 F64 = npt.NDArray[np.float64]
 
 CHECKPOINT_FORMAT = "numa-rl checkpoint 1"
-LABELS_FORMAT = "numa-rl labels 1"
 SAVE_EVERY_S = 30.0
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam remembers of a parameter
 
 
 @dataclass(frozen=True)
@@ -130,13 +129,7 @@ class Trainer:
             seed=config.seed,
             device="cpu",
             policy_kwargs={
-                "config": PolicyConfig(
-                    **config.network,
-                    congestion_price=float(rule.congestion_price),
-                    crowding_price=float(rule.crowding_price),
-                    migration_share=float(rule.migration_share),
-                    alpha=float(rule.alpha),
-                )
+                "config": prior_config(config, rule),
             },
         )
         policy = self.model.policy
@@ -150,6 +143,11 @@ class Trainer:
         self._snapshot: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._saved_at = time.monotonic()
         self._update_began = time.monotonic()
+
+    @property
+    def best_gap(self) -> float:
+        """Validation cost of the policy that is kept over that of the best rule, minus 1."""
+        return self.best_cost / min(self.rule_costs.values()) - 1.0
 
     @property
     def policy_path(self) -> Path:
@@ -187,9 +185,7 @@ class Trainer:
 
     def _keep_labels(self) -> None:
         """Keep the newest labels beside the checkpoint."""
-        newest = self.teacher.memory[-1]
-        tensors = {name: torch.from_numpy(array) for name, array in vars(newest).items()}
-        write_tensors(self._labels_path(self.update), tensors, {"format": LABELS_FORMAT})
+        write_labels(self._labels_path(self.update), self.teacher.memory[-1:])
 
     def _drop_labels(self, update: int) -> None:
         """Drop the labels that a run going on from this update does not need."""
@@ -202,13 +198,8 @@ class Trainer:
 
     def _recall_labels(self) -> None:
         """Read the labels that the teacher remembered at this update."""
-        self.teacher.memory = []
-        for update in range(max(0, self.update - self.config.teacher.memory), self.update):
-            path = self._labels_path(update)
-            tensors, about = read_tensors(path)
-            if about.get("format") != LABELS_FORMAT or set(tensors) != {"observation", "candidates", "cost"}:
-                raise ValueError(f"{path}: must hold labels of the teacher ({LABELS_FORMAT!r}), got {about}.")
-            self.teacher.memory.append(Labels(**{name: tensor.numpy() for name, tensor in tensors.items()}))
+        remembered = range(max(0, self.update - self.config.teacher.memory), self.update)
+        self.teacher.memory = [joined(read_labels(self._labels_path(update))) for update in remembered]
 
     def _labels_path(self, update: int) -> Path:
         return self.folder / "labels" / f"{update:05d}.safetensors"
@@ -256,7 +247,7 @@ class Trainer:
                 decisions=self.decisions,
                 decisions_per_s=decisions / seconds,
                 gap=self.last_cost / best - 1.0,
-                best_gap=self.best_cost / best - 1.0,
+                best_gap=self.best_gap,
                 validated=validates,
             )
         )
@@ -282,8 +273,7 @@ class Trainer:
         """Copy all that the run needs to go on from here."""
         tensors = {f"policy.{name}": tensor.clone() for name, tensor in self.policy.scorer.state_dict().items()}
         for which, optimizer in self._optimizers.items():
-            for index, values in optimizer.state_dict()["state"].items():
-                tensors |= {f"{which}.{index}.{name}": value.clone() for name, value in values.items()}
+            tensors |= moments(which, optimizer)
         for name, array in _row_arrays(self.env if rows is self.env.rows else None, rows).items():
             tensors[f"rows.{name}"] = torch.from_numpy(_bytes(array).copy())
         about = self._fixed | {
@@ -336,13 +326,13 @@ class Trainer:
                 raise ValueError(f"{path}: {name} must be a whole number in 0..{most}, got {count!r}.")
         self.update, self.model._n_updates = int(about["update"]), int(about["n_updates"])
         self.best_cost, self.last_cost = float(about["best_cost"]), float(about["last_cost"])
-        load_weights(path, self.policy.scorer, _under("policy.", tensors))
+        load_weights(path, self.policy.scorer, under("policy.", tensors))
         for which, optimizer in self._optimizers.items():
-            _restore_optimizer(path, which, optimizer, _under(f"{which}.", tensors))
+            restore_optimizer(path, which, optimizer, under(f"{which}.", tensors))
         teaching = self.update < self.config.num_teacher_updates
         rows = self.teacher.rows if teaching else self.env.rows
         arrays = _row_arrays(None if teaching else self.env, rows)
-        saved = _under("rows.", tensors)
+        saved = under("rows.", tensors)
         fits = set(saved) == set(arrays) and all(
             saved[name].numel() == array.nbytes and saved[name].dtype == torch.uint8 for name, array in arrays.items()
         )
@@ -385,24 +375,3 @@ def _row_arrays(env: NumaVecEnv | None, rows: Rows) -> dict[str, npt.NDArray[Any
 def _bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """The memory of a contiguous array."""
     return array.reshape(-1).view(np.uint8)
-
-
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _restore_optimizer(path: Path, which: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put saved moments into an optimiser; none means that it has not stepped yet."""
-    parameters = optimizer.param_groups[0]["params"]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        known = index.isdigit() and int(index) < len(parameters) and key in MOMENTS
-        if not known or (key != "step" and tensor.shape != parameters[int(index)].shape):
-            raise ValueError(f"{path}: optimiser {which} has no place for {name!r} of shape {tuple(tensor.shape)}.")
-        state.setdefault(int(index), {})[key] = tensor
-    for number, values in state.items():
-        if len(values) != len(MOMENTS):
-            raise ValueError(f"{path}: optimiser {which} must have {MOMENTS} of parameter {number}, got {[*values]}.")
-    saved = optimizer.state_dict()
-    optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})

@@ -1,0 +1,241 @@
+"""Teaching one policy many worlds: each update labels states of several lessons, machines of any size among them.
+
+A lesson is a world that is played once, from the first task of its episodes to the last, and then forgotten; which
+worlds an update meets follows from its number alone. So a run that was stopped needs its weights, its optimiser and
+the labels it remembers to go on as if it had not been. What is kept is the policy that does best in the exams.
+
+Dimension key: B rows.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.utils import set_random_seed
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from agents.evaluation import evaluate
+from agents.ppo.checkpoint import moments, read_labels, restore_optimizer, under, write_labels
+from agents.ppo.config import TrainingConfig
+from agents.ppo.policy import PlacementPolicy, prior_config
+from agents.ppo.storage import LearnedScheduler, load_weights, read_tensors, save_policy, write_tensors
+from agents.ppo.teacher import Labeller, Labels, by_size, joined, learn
+from agents.ppo.training import Progress
+from agents.rules.greedy import PricedGreedy
+from envs.world import Rows, World
+
+CHECKPOINT_FORMAT = "numa-rl course 1"
+SAVE_EVERY_S = 60.0
+TEACHER = "teacher"  # what the checkpoint calls its optimiser
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """A world to learn from.
+
+    Attributes:
+        name: how messages call it.
+        world: what is scheduled.
+        rule: places what follows a candidate; its parameters are numbers.
+    """
+
+    name: str
+    world: World
+    rule: PricedGreedy
+
+
+@dataclass(frozen=True, eq=False)
+class Exam:
+    """Episodes to judge the policy by.
+
+    Attributes:
+        name: what they are.
+        world: what is scheduled.
+        rule_cost: mean cost of a decision by the rule that the policy is judged against.
+    """
+
+    name: str
+    world: World
+    rule_cost: float
+
+
+class Course:
+    """One run.
+
+    Args:
+        lessons: those of each update, by its number.
+        exams: on episodes of their own.
+        rule: the prior; its parameters are numbers.
+        config: how; of its phases the teacher's.
+        folder: where the policy, the checkpoint and the event files go.
+        about: JSON values that say what is taught; a run goes on only if they fit.
+        git_revision: of the code, stored with the policy.
+        on_progress: called after every update.
+    """
+
+    def __init__(
+        self,
+        lessons: Callable[[int], Sequence[Lesson]],
+        exams: Sequence[Exam],
+        rule: PricedGreedy,
+        config: TrainingConfig,
+        folder: Path,
+        about: Mapping[str, Any],
+        on_progress: Callable[[Progress], None] = lambda progress: None,
+        *,
+        git_revision: str | None = None,
+    ) -> None:
+        """Make the policy."""
+        torch.set_num_threads(1)
+        set_random_seed(config.seed)
+        self.lessons = lessons
+        self.exams = exams
+        self.config = config
+        self.folder = folder
+        self.about = dict(about)
+        self.on_progress = on_progress
+        self.git_revision = git_revision
+        rows = Rows(exams[0].world, 1)
+        self.policy = PlacementPolicy(
+            rows.observation_space,
+            rows.action_space,
+            lambda _: config.teacher.learning_rate,
+            config=prior_config(config, rule),
+        )
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.teacher.learning_rate)
+        self.memory: list[list[Labels]] = []
+        self.update = 0  # updates done
+        self.gap = self.best_gap = np.inf
+        self._saved_at = time.monotonic()
+
+    @property
+    def policy_path(self) -> Path:
+        """Where the best policy is kept."""
+        return self.folder / "policy.safetensors"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """Where the run as it stands is kept."""
+        return self.folder / "checkpoint.safetensors"
+
+    def run(self) -> None:
+        """Teach to the end, from the start or from what `resume` read.
+
+        Raises:
+            KeyboardInterrupt: after the checkpoint was written; the update at hand is lost.
+        """
+        with SummaryWriter(str(self.folder)) as writer:
+            names = ["Multiline", ["gap/learned", "gap/kept"]]
+            writer.add_custom_scalars({"Against the rule": {"mean cost over the rule's, minus 1": names}})
+            if self.update == 0:
+                self._examine(writer)
+            try:
+                while self.update < self.config.num_teacher_updates:
+                    self._one_update(writer)
+            finally:
+                self._write_checkpoint()
+
+    def _one_update(self, writer: SummaryWriter) -> None:
+        """Label, learn, and judge when it is time."""
+        began, config = time.monotonic(), self.config.teacher
+        rng = np.random.default_rng([self.config.seed, self.update, 1])
+        labels = [self._label(lesson, rng) for lesson in self.lessons(self.update)]
+        self.memory = [*self.memory, by_size(labels)][-config.memory :]
+        progress = self.update / self.config.num_teacher_updates
+        remembered = [part for parts in self.memory for part in parts]
+        loss = learn(self.policy, self.optimizer, remembered, config, progress, rng)
+        self.update += 1
+        write_labels(self._labels_path(self.update - 1), self.memory[-1])
+        writer.add_scalar("train/teacher_loss", loss, self.update)
+        examined = self.update % self.config.validate_every == 0 or self.update == self.config.num_teacher_updates
+        count = sum(len(part.cost) for part in labels)
+        rate = count / max(time.monotonic() - began, 1e-9)
+        if examined:
+            self._examine(writer)
+        if time.monotonic() - self._saved_at > SAVE_EVERY_S:
+            self._write_checkpoint()
+        done, of = self.update, self.config.num_teacher_updates
+        self.on_progress(
+            Progress(done, of, TEACHER, done * config.labels_per_update, rate, self.gap, self.best_gap, examined)
+        )
+
+    def _label(self, lesson: Lesson, rng: np.random.Generator) -> Labels:
+        """Label states of a lesson, spread over its episodes' whole length."""
+        config, num_tasks = self.config.teacher, lesson.world.workload.num_tasks
+        stride = min(config.stride, num_tasks)
+        rounds = num_tasks // stride
+        wanted = -(-config.labels_per_update // config.lessons)
+        labeller = Labeller(lesson.world, lesson.rule, self.policy, config, max(1, -(-wanted // rounds)))
+        labeller.rows.generators = rng.spawn(labeller.rows.num_rows)
+        labeller.rows.reset()
+        labeller.skip(int(rng.integers(num_tasks - rounds * stride + 1)))
+        return joined([labeller.label(rng) for _ in range(rounds)])
+
+    def _examine(self, writer: SummaryWriter) -> None:
+        """Let the policy sit the exams; keep it if it is the best so far."""
+        scheduler = LearnedScheduler(self.policy.scorer)
+        gaps = {e.name: float(evaluate(scheduler, e.world).cost.mean()) / e.rule_cost - 1.0 for e in self.exams}
+        self.policy.scorer.train()
+        self.gap = float(np.mean(list(gaps.values())))
+        if self.gap < self.best_gap:
+            self.best_gap = self.gap
+            found = {"validation_gap": self.gap, "update": self.update, "git_revision": self.git_revision}
+            save_policy(self.policy_path, self.policy, self.about | found)
+        for name, gap in (gaps | {"learned": self.gap, "kept": self.best_gap}).items():
+            writer.add_scalar(f"gap/{name}", gap, self.update)
+
+    def _labels_path(self, update: int) -> Path:
+        return self.folder / "labels" / f"{update:05d}.safetensors"
+
+    @property
+    def _fixed(self) -> dict[str, Any]:
+        """What a run must have in common with the checkpoint it goes on from."""
+        return self.about | {"format": CHECKPOINT_FORMAT, "policy": self._json(asdict(self.policy.config))}
+
+    @staticmethod
+    def _json(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    def _write_checkpoint(self) -> None:
+        """Keep the run as it stands, and drop the labels that it has forgotten."""
+        weights = {f"policy.{name}": tensor for name, tensor in self.policy.scorer.state_dict().items()}
+        where = {"update": self.update, "gap": self.gap, "best_gap": self.best_gap}
+        write_tensors(self.checkpoint_path, weights | moments(TEACHER, self.optimizer), self._fixed | where)
+        oldest = self._labels_path(max(0, self.update - self.config.teacher.memory))
+        for path in oldest.parent.glob("*.safetensors"):
+            if path.name < oldest.name:
+                path.unlink()
+        if self.update >= self.config.num_teacher_updates:
+            shutil.rmtree(oldest.parent, ignore_errors=True)
+        self._saved_at = time.monotonic()
+
+    def resume(self) -> None:
+        """Take the run up where its checkpoint stands.
+
+        Raises:
+            ValueError: no checkpoint, a damaged one, or one of another configuration.
+        """
+        path = self.checkpoint_path
+        tensors, about = read_tensors(path)
+        for key, value in self._fixed.items():
+            if about.get(key) != value:
+                raise ValueError(f"{path}: {key} must be {value!r} to go on, got {about.get(key)!r}.")
+        update, gap, best_gap = (about.get(name) for name in ("update", "gap", "best_gap"))
+        most = self.config.num_teacher_updates
+        if not (isinstance(update, int) and not isinstance(update, bool) and 0 <= update <= most):
+            raise ValueError(f"{path}: update must be a whole number in 0..{most}, got {update!r}.")
+        if not (isinstance(gap, float) and isinstance(best_gap, float)):
+            raise ValueError(f"{path}: gap and best_gap must be numbers, got {gap!r} and {best_gap!r}.")
+        load_weights(path, self.policy.scorer, under("policy.", tensors))
+        restore_optimizer(path, TEACHER, self.optimizer, under(f"{TEACHER}.", tensors))
+        self.update, self.gap, self.best_gap = update, gap, best_gap
+        if update < most:
+            remembered = range(max(0, update - self.config.teacher.memory), update)
+            self.memory = [read_labels(self._labels_path(earlier)) for earlier in remembered]
