@@ -13,12 +13,15 @@ from torch import Tensor
 
 from agents.ppo.config import PolicyConfig
 from agents.ppo.scorer import NUM_NODE_FEATURES, NUM_PAIR_FEATURES, NUM_STATE_FEATURES, PairScorer
-from agents.ppo.scoring_kernel import NUM_LOGS, Scratch, Weights, score_rows, write_logits
+from agents.ppo.scoring_inputs import NUM_LOGS, Scratch
+from agents.ppo.scoring_kernel import Weights, score_rows
 from envs.observation import ObservationKind, ObservationLayout
 from envs.observation_kernel import Float32, Offsets
 from numa_rl.simulator.parallel import Chunks
 
 I64 = npt.NDArray[np.int64]
+
+NO_LOGITS = np.zeros((0, 0), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +62,8 @@ class CompiledScorer:
         """
         machine = self._machine(rows)
         logits = np.empty((len(rows), machine.layout.num_nodes**2), np.float32)
-        write_logits(_plain(rows), machine.offsets, self.weights, machine.scratch(0), logits, 0, len(rows))
+        pairs = np.empty(len(rows), np.int64)
+        score_rows(_plain(rows), machine.offsets, self.weights, machine.scratch(0), pairs, logits, 0, len(rows))
         return logits
 
     def pairs(self, rows: Float32, num_threads: int = 1) -> I64:
@@ -74,13 +78,13 @@ class CompiledScorer:
         """
         machine, pairs, rows = self._machine(rows), np.empty(len(rows), np.int64), _plain(rows)
         if num_threads == 1:
-            score_rows(rows, machine.offsets, self.weights, machine.scratch(0), pairs, 0, len(rows))
+            score_rows(rows, machine.offsets, self.weights, machine.scratch(0), pairs, NO_LOGITS, 0, len(rows))
             return pairs
         chunks = Chunks(len(rows), num_threads)
         scratch = [machine.scratch(chunk) for chunk in range(chunks.count)]
         chunks.run(
             lambda chunk, first, last: score_rows(
-                rows, machine.offsets, self.weights, scratch[chunk], pairs, first, last
+                rows, machine.offsets, self.weights, scratch[chunk], pairs, NO_LOGITS, first, last
             )
         )
         return pairs
@@ -119,6 +123,7 @@ def allocate_scratch(layout: ObservationLayout, config: PolicyConfig) -> Scratch
         hidden=np.array(hidden, np.int64).reshape(-1, 2),
         pairs=pairs,
         features=np.zeros(n * NUM_NODE_FEATURES, np.float32),
+        logs=np.zeros(n * NUM_NODE_FEATURES, np.float32),
         state=np.zeros(NUM_STATE_FEATURES, np.float32),
         nodes=np.zeros(2 * n * width, np.float32),
         machine=np.zeros(3 * width, np.float32),
