@@ -32,7 +32,7 @@ torch.set_num_threads(1)
 
 NODES = 3
 LAYOUT = ObservationLayout(NODES)
-CONFIG = PolicyConfig(node_width=5, pair_width=4, crowding_price=2.5)
+CONFIG = PolicyConfig(node_width=5, pair_width=4, crowding_price=2.5, blind_to=("last", "congestion"))
 
 
 def make_policy(seed: int = 0) -> PlacementPolicy:
@@ -121,7 +121,7 @@ def test_the_file_says_where_it_comes_from(path):
     assert about["validation_cost"] == 1.5
     assert about["format"] == FORMAT
     assert about["observation"] == "full"
-    assert about["config"] == asdict(CONFIG)
+    assert about["config"] == asdict(CONFIG) | {"blind_to": list(CONFIG.blind_to)}
     assert set(about["versions"]) == set(PACKAGES)
     assert about["versions"]["torch"] == torch.__version__
 
@@ -299,6 +299,19 @@ def test_a_policy_for_other_observations_is_refused(path, value):
         (lambda config: config.update(alpha="1"), r"config\.alpha must be of type float, got '1'"),
         (lambda config: config.update(alpha=False), r"config\.alpha must be of type float, got False"),
         (lambda config: config.update(alpha=[1.0]), r"config\.alpha must be of type float"),
+        (lambda config: config.update(prior=1), r"config\.prior must be of type bool, got 1"),
+        (lambda config: config.update(prior="yes"), r"config\.prior must be of type bool, got 'yes'"),
+        (lambda config: config.update(heads=2), r"config\.heads must be of type str, got 2"),
+        (lambda config: config.update(heads="three"), r"policy: heads must be one of joint, independent, got 'three'"),
+        (lambda config: config.update(encoder=["flat"]), r"config\.encoder must be of type str, got \['flat'\]"),
+        (
+            lambda config: config.update(encoder="round"),
+            r"policy: encoder must be one of equivariant, flat, got 'round'",
+        ),
+        (lambda config: config.update(blind_to="queue"), r"config\.blind_to must be of type list of str, got 'queue'"),
+        (lambda config: config.update(blind_to=[1]), r"config\.blind_to must be of type list of str, got \[1\]"),
+        (lambda config: config.update(blind_to=[["queue"]]), r"config\.blind_to must be of type list of str"),
+        (lambda config: config.update(blind_to=["nodes"]), r"policy: blind_to must be among memory, .* got 'nodes'"),
         (lambda config: config.update(node_width=0), r"policy: node_width must be in 1\.\.4096, got 0"),
         (lambda config: config.update(node_width=10**9), r"policy: node_width must be in 1\.\.4096"),
         (lambda config: config.update(pair_width=-1), r"policy: pair_width must be in"),

@@ -28,8 +28,10 @@ from agents.ppo.config import PolicyConfig
 from agents.ppo.policy import PlacementPolicy
 from agents.ppo.scorer import PairScorer, best_pair
 from agents.ppo.scorers import make_scorer
+from agents.ppo.scoring import CompiledScorer, refusal
 from agents.scheduler import Actions, Memory
 from envs.observation import ObservationKind, ObservationLayout
+from envs.observation_kernel import Float32
 
 FORMAT = "numa-rl policy 1"
 METADATA_KEY = "numa_rl"
@@ -38,6 +40,9 @@ PACKAGES = ("numa-rl", "torch", "stable-baselines3", "gymnasium", "numpy")
 
 class LearnedScheduler:
     """A placement network that decides; unlike in training, its machine may have any number of nodes.
+
+    It decides through the compiled form where that knows the network, and through torch where not. The compiled form
+    has the weights of the day it was made: after more training, make another.
 
     Args:
         scorer: the network.
@@ -49,6 +54,7 @@ class LearnedScheduler:
         """Keep the network, for use and not for training."""
         self.scorer = scorer.eval()
         self.name = name
+        self._compiled = None if refusal(scorer.config) else CompiledScorer.from_scorer(scorer)
         self._generator = torch.Generator().manual_seed(seed)
 
     def predict(
@@ -63,21 +69,36 @@ class LearnedScheduler:
         Raises:
             ValueError: the rows are not full observations.
         """
-        rows = torch.from_numpy(np.atleast_2d(np.asarray(observation, np.float32)))
+        rows = np.asarray(observation, np.float32)
+        rows = rows[None] if rows.ndim == 1 else rows
         layout = ObservationLayout.of_size(rows.shape[1])
         if layout.kind != ObservationKind.FULL:
             raise ValueError(
                 f"policy {self.name!r} reads the full observation, got the one of kind {layout.kind.value!r}."
             )
-        with torch.no_grad():
-            logits, _ = self.scorer.on(layout)(rows)
-            if deterministic:
-                pairs = best_pair(logits)
-            else:
-                pairs = torch.multinomial(logits.softmax(1), 1, generator=self._generator).squeeze(1)
-        pair = pairs.numpy()
-        actions = np.stack([pair // layout.num_nodes, pair % layout.num_nodes], axis=-1)
+        pair = self._best(rows, layout) if deterministic else self._drawn(rows, layout)
+        actions = np.empty((len(rows), 2), np.int64)
+        np.divmod(pair, layout.num_nodes, out=(actions[:, 0], actions[:, 1]))
         return (actions[0] if np.ndim(observation) == 1 else actions), state
+
+    def _best(self, rows: Float32, layout: ObservationLayout) -> npt.NDArray[np.int64]:
+        """The best pair of each row, shape (B,)."""
+        if self._compiled is not None:
+            return self._compiled.pairs(rows)
+        return np.asarray(best_pair(self._logits(rows, layout)).numpy())
+
+    def _drawn(self, rows: Float32, layout: ObservationLayout) -> npt.NDArray[np.int64]:
+        """A pair of each row, drawn by its probability, shape (B,)."""
+        odds = self._logits(rows, layout).softmax(1)
+        return np.asarray(torch.multinomial(odds, 1, generator=self._generator).squeeze(1).numpy())
+
+    def _logits(self, rows: Float32, layout: ObservationLayout) -> Tensor:
+        """Logits of all pairs, shape (B, N N)."""
+        if self._compiled is not None:
+            return torch.from_numpy(self._compiled.logits(rows))
+        with torch.no_grad():
+            logits: Tensor = self.scorer.on(layout)(torch.from_numpy(rows))[0]
+        return logits
 
 
 def versions() -> dict[str, str]:
@@ -119,13 +140,22 @@ def _config(path: Path, values: Any) -> PolicyConfig:
     if not isinstance(values, dict) or set(values) != set(known):
         raise ValueError(f"{path}: config must have the keys {sorted(known)}, got {values!r}.")
     for name, kind in known.items():
-        good = isinstance(values[name], (int, float) if kind is float else int) and not isinstance(values[name], bool)
-        if not good:
-            raise ValueError(f"{path}: config.{name} must be of type {kind.__name__}, got {values[name]!r}.")
+        if not _is_a(values[name], kind):
+            wanted = "list of str" if kind is tuple else kind.__name__
+            raise ValueError(f"{path}: config.{name} must be of type {wanted}, got {values[name]!r}.")
     try:
-        return PolicyConfig(**values)
+        return PolicyConfig(**{name: tuple(value) if known[name] is tuple else value for name, value in values.items()})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    """Whether a value from JSON can be one of the configuration's."""
+    if kind is tuple:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if isinstance(value, bool) or kind is bool:
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def load_weights(path: Path, module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
