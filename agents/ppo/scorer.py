@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from agents.ppo.config import PolicyConfig
 from agents.rules.greedy import priced_cost
 from envs.observation import ObservationLayout
-from envs.observation_kernel import TaskFeature
+from envs.observation_kernel import Float32, TaskFeature
 
 CLOSED = -1e9  # logit of a pair that is not open
 SMALLEST_COST = 1e-4  # keeps the logarithm of a cost finite, in reference times
@@ -120,6 +120,12 @@ class PairScorer(nn.Module):
             logits = logits - self.log_scale.exp() * self._as_heads(adapted, is_open)
         value = self.value(torch.relu(self.value_hidden(pooled))).squeeze(-1)
         return logits.masked_fill(~is_open, CLOSED).flatten(1), value
+
+    def logits(self, rows: Float32) -> Float32:
+        """The logits of numpy rows, without learning from them, shape (B, N * N)."""
+        with torch.no_grad():
+            logits: Float32 = self(torch.from_numpy(rows))[0].numpy()
+        return logits
 
     def _encode_nodes(self, groups: Mapping[str, Tensor], ratio: Tensor, lowest: Tensor, is_open: Tensor) -> Tensor:
         """What each node is, knowing the task and all nodes, shape (B, N, H)."""

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from agents.ppo.config import TeacherConfig
 from agents.ppo.policy import PlacementPolicy
 from agents.ppo.scorer import CLOSED, PairScorer
+from agents.ppo.scoring import CompiledScorer, refusal
 from agents.rollouts import Rollouts
 from agents.rules.greedy import PricedGreedy
 from agents.totals import Totals
@@ -98,6 +99,12 @@ class Labeller:
         num_candidates = min(config.num_candidates, self.layout.num_nodes**2)
         self.rollouts = Rollouts(world, rule, num_rows, num_candidates, config.depth, num_threads)
         self.totals = Totals(self.layout.num_nodes)
+        self.follow_policy()
+
+    def follow_policy(self) -> None:
+        """Visit from now on what the policy as it stands visits."""
+        scorer = self.policy.scorer.on(self.layout)
+        self._scores = CompiledScorer.from_scorer(scorer).logits if not refusal(scorer.config) else scorer.logits
 
     def _candidates(self, logits: Float32, rng: np.random.Generator) -> I64:
         """The likeliest placements of each row, best first, then others drawn from all open ones, shape (B, K).
@@ -126,9 +133,7 @@ class Labeller:
             self._play(self._logits(self.rows.observe()).argmax(axis=1))
 
     def _logits(self, observation: Float32) -> Float32:
-        with torch.no_grad():
-            logits: Float32 = self.policy.scorer.on(self.layout)(torch.from_numpy(observation))[0].numpy()
-        return logits
+        return self._scores(observation)
 
     def _split(self, pairs: I64) -> I64:
         n = self.layout.num_nodes
@@ -173,6 +178,7 @@ class RolloutTeacher(Labeller):
             progress: share of all labels that came before, in [0, 1].
             rng: draws candidates and the order of labels.
         """
+        self.follow_policy()
         rounds = -(-self.config.labels_per_update // self.config.num_rows)
         self.memory = [*self.memory, joined([self.label(rng) for _ in range(rounds)])][-self.config.memory :]
         return learn(self.policy, self.optimizer, self.memory, self.config, progress, rng)
