@@ -116,6 +116,62 @@ def interquartile_interval(strata: Sequence[npt.ArrayLike], rng: np.random.Gener
     return Interval(estimate, float(drawn.confidence_interval.low), float(drawn.confidence_interval.high))
 
 
+def interquartile_ratio(
+    strata: Sequence[npt.ArrayLike], references: Sequence[npt.ArrayLike], rng: np.random.Generator
+) -> Interval:
+    """The interquartile mean over all values, over that of the reference's, paired by episode within each stratum."""
+    return _stratified(
+        strata,
+        references,
+        lambda mine, theirs: (
+            interquartile_mean(np.concatenate(mine, 1), 1) / interquartile_mean(np.concatenate(theirs, 1), 1)
+        ),
+        rng,
+    )
+
+
+def mean_ratio(
+    strata: Sequence[npt.ArrayLike], references: Sequence[npt.ArrayLike], rng: np.random.Generator
+) -> Interval:
+    """The mean over strata of the mean value over the reference's mean value, paired by episode."""
+    return _stratified(
+        strata,
+        references,
+        lambda mine, theirs: np.mean(
+            [one.mean(1) / other.mean(1) for one, other in zip(mine, theirs, strict=True)], axis=0
+        ),
+        rng,
+    )
+
+
+def _stratified(
+    strata: Sequence[npt.ArrayLike],
+    references: Sequence[npt.ArrayLike],
+    statistic: Callable[[list[F64], list[F64]], F64],
+    rng: np.random.Generator,
+) -> Interval:
+    """A statistic of paired values, each stratum as (S, E) for S draws, and its 95% stratified percentile interval.
+
+    Raises:
+        ValueError: there are no values, or those of a stratum are not paired.
+    """
+    mine, theirs = ([np.asarray(values, np.float64) for values in some] for some in (strata, references))
+    if not mine or [values.shape for values in mine] != [values.shape for values in theirs]:
+        shapes = [values.shape for values in mine], [values.shape for values in theirs]
+        raise ValueError(f"paired strata must have one shape each, and be at least one, got {shapes}.")
+    estimate = float(statistic([values[None] for values in mine], [values[None] for values in theirs])[0])
+    if min(map(len, mine)) == 1:  # one episode says nothing about how much episodes differ
+        return Interval(estimate, -np.inf, np.inf)
+    draws = [rng.integers(len(values), size=(NUM_STRATIFIED_DRAWS, len(values))) for values in mine]
+    drawn = statistic(
+        [values[rows] for values, rows in zip(mine, draws, strict=True)],
+        [values[rows] for values, rows in zip(theirs, draws, strict=True)],
+    )
+    tail = 50.0 * (1.0 - CONFIDENCE)
+    low, high = np.percentile(drawn, [tail, 100.0 - tail])
+    return Interval(estimate, float(low), float(high))
+
+
 def performance_profile(values: npt.ArrayLike, limits: npt.ArrayLike) -> F64:
     """Share of values at or below each limit (L,), shape (L,): of runs whose cost is within it [2, 3]."""
     ordered = np.sort(np.asarray(values, np.float64).ravel())

@@ -10,6 +10,7 @@ import numpy as np
 
 from agents.statistics import Interval, ratio_interval
 from experiments.suite.definition import Cell
+from experiments.suite.learned_report import learned_sheets
 from experiments.suite.results import TO_CELL, TO_SUITE, Entry, Line, SuiteResult
 from experiments.suite.sheet import Sheet
 from experiments.suite.sources import LEARNED
@@ -24,14 +25,14 @@ OVERALL_NOTE = (
 
 
 def sheets(result: SuiteResult) -> list[Sheet]:
-    """All tables, those for everybody first."""
+    """All tables: learned policies first, then everybody, then cell by cell."""
     parts = (
         ("tuned", "Cells in which rules were tuned", result.training),
         ("held_out", "Cells held out", result.held_out),
     )
     found = [overall(result, cells, name, title) for name, title, cells in parts if cells]
     found[-1] = replace(found[-1], note=OVERALL_NOTE)
-    return [*found, best_by_cell(result), wins(result)]
+    return [*learned_sheets(result), *found, best_by_cell(result), wins(result)]
 
 
 def overall(result: SuiteResult, cells: Sequence[Cell], name: str, title: str) -> Sheet:
