@@ -10,7 +10,9 @@ from agents.statistics import (
     Interval,
     interquartile_interval,
     interquartile_mean,
+    interquartile_ratio,
     mean_interval,
+    mean_ratio,
     performance_profile,
     surely_lower,
 )
@@ -121,3 +123,45 @@ def test_pairs_are_judged_as_by_the_interval_of_their_mean_difference():
 def test_costs_must_be_a_table(costs: np.ndarray):
     with pytest.raises(ValueError, match=r"costs must have shape \(K, E\) with K, E > 0, got \("):
         surely_lower(costs, generator())
+
+
+# Paired ratios over many scenarios.
+
+RATIOS = (interquartile_ratio, mean_ratio)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_who_costs_a_fixed_share_everywhere_has_that_ratio_for_sure(ratio):
+    reference = [generator(seed).lognormal(0.0, 1.0, 9) for seed in range(5)]
+    found = ratio([0.8 * values for values in reference], reference, generator())
+    np.testing.assert_allclose([found.estimate, found.low, found.high], 0.8)
+
+
+def test_a_scenario_counts_by_its_ratio_and_not_by_what_it_costs():
+    mine, theirs = [[1.0, 1.0], [300.0, 300.0]], [[2.0, 2.0], [200.0, 200.0]]
+    assert mean_ratio(mine, theirs, generator()).estimate == pytest.approx((0.5 + 1.5) / 2)
+    means = interquartile_mean(np.concatenate(mine)) / interquartile_mean(np.concatenate(theirs))
+    assert interquartile_ratio(mine, theirs, generator()).estimate == pytest.approx(means)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_pairing_takes_out_what_makes_episodes_hard_for_everybody(ratio):
+    rng = generator(3)
+    reference = [rng.lognormal(0.0, 1.0, 12) for _ in range(4)]
+    mine = [0.9 * values * rng.lognormal(0.0, 0.02, 12) for values in reference]
+    shuffled = [rng.permutation(values) for values in mine]
+    paired, apart = ratio(mine, reference, generator()), ratio(shuffled, reference, generator())
+    assert paired.high < 1.0
+    assert paired.high - paired.low < 0.3 * (apart.high - apart.low)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_one_episode_bounds_no_ratio(ratio):
+    assert ratio([[1.0], [1.0, 1.0]], [[2.0], [2.0, 2.0]], generator()) == Interval(0.5, -np.inf, np.inf)
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize(("mine", "theirs"), [([], []), ([[1.0]], [[1.0, 2.0]]), ([[1.0]], [[1.0], [2.0]])])
+def test_ratios_need_pairs(ratio, mine, theirs):
+    with pytest.raises(ValueError, match=r"paired strata must have one shape each, and be at least one, got"):
+        ratio(mine, theirs, generator())

@@ -13,6 +13,7 @@ from small_suite import small
 
 from agents.statistics import Interval
 from experiments.suite.definition import Cell
+from experiments.suite.learned_report import best_single_rule, standings
 from experiments.suite.outputs import FIGURES, parquet_bytes, results_table
 from experiments.suite.players import OraclePlayer, PlannerPlayer, Player, RulePlayer
 from experiments.suite.profile_plot import profile_png
@@ -150,9 +151,42 @@ def test_a_learned_policy_is_judged_cell_by_cell_and_where_it_loses_is_said_firs
     assert [row[-1] for row in best.rows] == ["+25.0%", "-25.0%", "+0.0%"]
 
 
+def test_a_learned_policy_stands_against_the_single_rule_each_cells_best_and_the_oracle(cells: dict[str, Cell]):
+    factors = {
+        "greedy": [2.0, 2.0, 2.0],
+        "first-touch": [3.0, 3.0, 1.0],
+        "learned": [1.5, 1.9, 1.1],
+        "oracle": [1.0, 1.0, 0.9],
+    }
+    result = suite(cells, factors)
+    assert best_single_rule(result) == "greedy"
+    training, machine, family, everywhere = standings(result, "learned")
+    assert [standing.name for standing in (training, machine, family)] == [
+        "training", "unseen machines", "unseen families"
+    ]  # fmt: skip
+    assert training.one_setting.estimate == training.best.estimate == pytest.approx(0.75)
+    assert training.headroom == pytest.approx((1 - 0.75) / (1 - 0.5))
+    assert machine.best.estimate == pytest.approx(0.95)
+    assert family.best.estimate == pytest.approx(1.1)  # over first-touch, which is the best there
+    assert family.one_setting.estimate == pytest.approx(1.1 / 2.0)
+    assert family.headroom == pytest.approx((1 - 1.1) / (1 - 0.9))
+    assert (everywhere.worst, everywhere.num_worse, everywhere.num_cells) == ("graph/cxl-expander", 1, 3)
+    assert everywhere.best.estimate == pytest.approx((0.75 + 0.95 + 1.1) / 3)
+    table = sheets(result)[0]
+    assert [row[-1] for row in table.rows] == ["0", "0", "1", "1"]
+    assert "-25.0%" in table.rows[0][2]
+
+
+def test_without_an_oracle_there_is_no_headroom_to_share(cells: dict[str, Cell]):
+    result = suite(cells, {"greedy": [2.0] * 3, "first-touch": [3.0] * 3, "learned": [1.5] * 3})
+    assert np.isnan(standings(result, "learned")[0].headroom)
+    assert sheets(result)[0].rows[0][4] == "-"
+
+
 def test_tables_show_everybody_the_cheapest_first_with_tasks_that_were_dropped(cells: dict[str, Cell]):
     factors = {"greedy": [2.0, 2.0, 2.0], "first-touch": [3.0, 3.0, 3.0], "learned": [1.0] * 3, "oracle": [0.5] * 3}
-    tuned, held_out, *_ = sheets(suite(cells, factors))
+    learned, tuned, held_out, *_ = sheets(suite(cells, factors))
+    assert learned.name == "learned-learned"
     assert [row[0] for row in tuned.rows] == [row[0] for row in held_out.rows]
     assert [row[0] for row in held_out.rows] == ["oracle*", "learned", "greedy", "first-touch"]
     dropped = dict(zip((row[0] for row in held_out.rows), (row[-2] for row in held_out.rows), strict=True))
