@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from agents.evaluation import evaluate
-from agents.ppo.config import TrainingConfig
+from agents.ppo.config import TrainingConfig, as_json
 from agents.rules.greedy import PricedGreedy
 from experiments.cli import INTERRUPTED
 from experiments.files import require_writable, write_json
@@ -171,7 +171,7 @@ def _single(
     assert isinstance(prior, PricedGreedy)
     best = min(costs, key=lambda name: costs[name])
     console.print(f"Best rule on validation episodes: {best}, cost {costs[best]:.3f} per decision.", highlight=False)
-    about = {"scenario": scenario.name, "scenario_hash": scenario.content_hash, "config": json_values(train.config)}
+    about = {"scenario": scenario.name, "scenario_hash": scenario.content_hash, "config": as_json(train.config)}
     trainer = Trainer(
         episodes, validation, prior, costs, train.config, folder, about, show, git_revision=git_revision()
     )
@@ -211,7 +211,7 @@ def prepare(folder: Path, train: Train) -> None:
         "scenario": train.scenario,
         "train_episodes": train.train_episodes,
         "validation_episodes": train.validation_episodes,
-        "config": json_values(train.config),
+        "config": as_json(train.config),
         "git_revision": git_revision(),
     }
     write_json(run_file, content)
@@ -246,12 +246,6 @@ def _config(values: dict[str, Any]) -> TrainingConfig:
     parts = {"teacher": TrainingConfig().teacher, "ppo": TrainingConfig().ppo}
     nested = {name: type(default)(**values[name]) for name, default in parts.items()}
     return TrainingConfig(**(values | nested | {"blind_to": tuple(values["blind_to"])}))
-
-
-def json_values(config: TrainingConfig) -> dict[str, Any]:
-    """A configuration as JSON gives it back: with lists in place of tuples."""
-    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
-    return values
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, bool | float | int | str]:

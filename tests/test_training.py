@@ -5,7 +5,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 
 from agents.evaluation import evaluate
 from agents.ppo import training
-from agents.ppo.config import PPOConfig, TeacherConfig, TrainingConfig
+from agents.ppo.config import PPOConfig, TeacherConfig, TrainingConfig, as_json
 from agents.ppo.dashboard import Dashboard
 from agents.ppo.storage import load_policy, read_tensors, write_tensors
 from agents.ppo.training import Progress, Trainer
@@ -54,7 +54,7 @@ TEACHER = TeacherConfig(
 )  # fmt: skip
 PPO = PPOConfig(total_timesteps=3 * 96, num_envs=6, n_steps=16, batch_size=48, n_epochs=2, learning_rate=0.005)
 CONFIG = TrainingConfig(seed=3, node_width=8, pair_width=6, validate_every=2, teacher=TEACHER, ppo=PPO)
-ABOUT = {"scenario": "tiny", "config": asdict(CONFIG)}
+ABOUT = {"scenario": "tiny", "config": as_json(CONFIG)}
 
 COSTS = {f"cost/{part}" for part in ("total", "reward", "exec", "comm", "wait", "imbalance")}
 RULES = {"rules/learned", "rules/kept", "rules/priced-greedy", "rules/greedy", "gap/learned", "gap/kept"}
@@ -79,7 +79,7 @@ def rule_costs(worlds: tuple[World, World]) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def make(worlds: tuple[World, World], rule_costs: dict[str, float]) -> Callable[..., Trainer]:
     def trainer(folder: Path, config: TrainingConfig = CONFIG, rule: PricedGreedy = RULE, **changes: Any) -> Trainer:
-        about = {"scenario": "tiny", "config": asdict(config)}
+        about = {"scenario": "tiny", "config": as_json(config)}
         return Trainer(*worlds, rule, rule_costs, config, folder, **{"about": about, **changes})
 
     return trainer
@@ -472,7 +472,7 @@ def test_damaged_labels_are_refused(make, stopped, spoilt):
     elif spoilt == "foreign":
         write_tensors(path, tensors, {"format": "other"})
     else:
-        write_tensors(path, {"cost": tensors["cost"]}, about)
+        write_tensors(path, {"0.cost": tensors["0.cost"]}, about)
     refused(make(stopped), r"no such file|damaged one|must hold labels of the teacher")
 
 

@@ -8,9 +8,10 @@ References:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 ENCODERS = ("equivariant", "flat")
 HEADS = ("joint", "independent")
@@ -81,6 +82,12 @@ class PolicyConfig(NetworkConfig):
         super().__post_init__()
         prices = (("congestion_price", 0, 1e6), ("crowding_price", 0, 1e6), ("alpha", 0, 1e6))
         require_ranges(self, (*prices, ("migration_share", 0, 1)))
+
+
+def as_json(config: NetworkConfig) -> dict[str, Any]:
+    """A configuration as it is read back from JSON: with lists in place of tuples."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return values
 
 
 def require_ranges(config: NetworkConfig, ranges: Iterable[tuple[str, float, float]]) -> None:

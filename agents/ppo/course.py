@@ -12,7 +12,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from agents.evaluation import evaluate
 from agents.ppo.checkpoint import moments, read_labels, restore_optimizer, under, write_labels
-from agents.ppo.config import TrainingConfig
+from agents.ppo.config import TrainingConfig, as_json
 from agents.ppo.policy import PlacementPolicy, prior_config
 from agents.ppo.storage import LearnedScheduler, load_weights, read_tensors, save_policy, write_tensors
 from agents.ppo.teacher import Labeller, Labels, by_size, joined, learn
@@ -197,11 +197,7 @@ class Course:
     @property
     def _fixed(self) -> dict[str, Any]:
         """What a run must have in common with the checkpoint it goes on from."""
-        return self.about | {"format": CHECKPOINT_FORMAT, "policy": self._json(asdict(self.policy.config))}
-
-    @staticmethod
-    def _json(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return self.about | {"format": CHECKPOINT_FORMAT, "policy": as_json(self.policy.config)}
 
     def _write_checkpoint(self) -> None:
         """Keep the run as it stands, and drop the labels that it has forgotten."""

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from agents.ppo.config import PolicyConfig
+from agents.ppo.scoring_kernel import TIE
 from agents.rules.greedy import priced_cost
 from envs.observation import ObservationLayout
 from envs.observation_kernel import Float32, TaskFeature
 
 CLOSED = -1e9  # logit of a pair that is not open
 SMALLEST_COST = 1e-4  # keeps the logarithm of a cost finite, in reference times
-TIE = 1e-3  # logits closer than this to the best count as equal: 0.005% of a cost at the usual scale
 MOST_PRICE = 3.0  # of the logarithm of a state's own factor on a price
 
 NODE_GROUPS = (
@@ -187,7 +187,7 @@ def best_pair(logits: Tensor) -> Tensor:
 
     So that what decides equals, as nodes alike on an idle machine, is not the last bit of a sum.
     """
-    return (logits >= logits.amax(1, keepdim=True) - TIE).to(torch.uint8).argmax(1)
+    return (logits >= logits.amax(1, keepdim=True) - float(TIE)).to(torch.uint8).argmax(1)
 
 
 def _pooled(nodes: Tensor, groups: Mapping[str, Tensor]) -> Tensor:

@@ -34,7 +34,7 @@ from numa_rl.compilation import compiled
 
 # As `agents.ppo.scorer` has them.
 CLOSED = np.float32(-1e9)
-TIE = np.float32(1e-3)
+TIE = np.float32(1e-4)
 MOST_PRICE = np.float32(3.0)
 NUM_PRICES = 3
 

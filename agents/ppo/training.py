@@ -17,7 +17,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from agents.evaluation import evaluate
 from agents.ppo.checkpoint import moments, read_labels, restore_optimizer, under, write_labels
-from agents.ppo.config import TrainingConfig
+from agents.ppo.config import TrainingConfig, as_json
 from agents.ppo.dashboard import Dashboard
 from agents.ppo.policy import PlacementPolicy, prior_config
 from agents.ppo.storage import LearnedScheduler, load_weights, read_tensors, save_policy, write_tensors
@@ -288,7 +288,7 @@ class Trainer:
     @property
     def _fixed(self) -> dict[str, Any]:
         """What a run must have in common with the checkpoint it goes on from: the prior's prices count too."""
-        return self.about | {"policy": asdict(self.policy.config)}
+        return self.about | {"policy": as_json(self.policy.config)}
 
     @property
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:

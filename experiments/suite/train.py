@@ -6,15 +6,13 @@ judged against while it learns, on validation episodes of every training cell.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
-from agents.ppo.config import TrainingConfig
+from agents.ppo.config import TrainingConfig, as_json
 from agents.ppo.course import Course
 from agents.ppo.training import Progress
 from agents.rules.greedy import PricedGreedy
@@ -69,7 +67,7 @@ def suite_course(
     about = {
         "scenario": "suite",
         "cells": {cell.name: cell.scenario.content_hash for cell in cells},
-        "config": json.loads(json.dumps(asdict(config))),
+        "config": as_json(config),
     }
     rule = PricedGreedy(**single)
     return Course(lessons, exams, rule, config, folder, about, on_progress, git_revision=git_revision)
