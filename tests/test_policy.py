@@ -492,31 +492,3 @@ def test_a_chapters_observation_is_refused_by_name():
         LearnedScheduler(make_policy(4).scorer, name="p").predict(observation)
     with pytest.raises(ValueError, match=r"no observation layout of up to 128 nodes has 4 values"):
         LearnedScheduler(make_policy(4).scorer).predict(np.zeros((2, 4), np.float32))
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("node_width", 0),
-        ("node_width", 4097),
-        ("pair_width", -1),
-        ("congestion_price", -0.1),
-        ("crowding_price", float("nan")),
-        ("crowding_price", float("inf")),
-        ("migration_share", 1.1),
-        ("migration_share", -0.1),
-        ("alpha", -1.0),
-        ("prior_scale", 0.0),
-        ("prior_scale", float("nan")),
-    ],
-)
-def test_a_configuration_out_of_range_is_named(name, value):
-    with pytest.raises(ValueError, match=rf"policy: {name} must be in .*, got {value}"):
-        PolicyConfig(**{name: value})
-    with pytest.raises(ValueError, match=rf"policy: {name} must be in .*, got {value}"):
-        make_policy(2, {name: value})
-
-
-def test_a_configuration_may_come_as_its_fields():
-    assert make_policy(2, {"node_width": 3}).config == PolicyConfig(node_width=3)
-    assert make_policy(2, None).config == PolicyConfig()
