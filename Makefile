@@ -5,7 +5,7 @@ READY := .venv/.ready
 # Every page anew, for what an earlier build has warned of is not said again; a warning is an error.
 SPHINX := $(BIN)/sphinx-build -W --keep-going -E -q docs docs/_build/html
 
-.PHONY: setup demo test fuzz bench fidelity docs clean
+.PHONY: setup demo test fuzz bench fidelity train-shipped docs clean
 
 setup: $(READY)
 
@@ -43,6 +43,13 @@ fidelity: $(READY)
 		|| { echo "SimGrid is needed: as root, run apt-get install python3-simgrid"; exit 1; }
 	@$(BIN)/numa-rl study fidelity --laws --json results/fidelity/fidelity.json --csv results/fidelity/fidelity.csv \
 		--plot results/fidelity/fidelity.png --tables results/fidelity/tables.txt
+
+# The policy that comes with the package, from nothing: training, the suite with it, its model card.
+SHIPPED := runs/shipped
+train-shipped: $(READY)
+	$(BIN)/numa-rl train --scenario suite --out $(SHIPPED) --overwrite
+	$(BIN)/numa-rl suite --policy $(SHIPPED)/policy.safetensors --shield --lookahead --out results/shipped
+	$(BIN)/numa-rl ship --run-folder $(SHIPPED) --suite results/shipped
 
 docs: $(READY)
 	@$(SPHINX)

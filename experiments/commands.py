@@ -21,6 +21,7 @@ from experiments.machine import MachineList, MachineShow
 from experiments.partition import Partition
 from experiments.plan import MemoryPlan
 from experiments.roofline import Roofline
+from experiments.ship import Ship
 from experiments.studies.case_200t import Case200T
 from experiments.studies.listing import StudyList
 from experiments.studies.measured import MeasuredMachines
@@ -78,6 +79,7 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
                 | Annotated[Transformer, tyro.conf.subcommand("transformer", description=TRANSFORMER)]
                 | Annotated[MemoryPlan, tyro.conf.subcommand("plan")]
                 | Annotated[Study, tyro.conf.subcommand("study", description=STUDY)]
+                | Annotated[Ship, tyro.conf.subcommand("ship")]
                 | Annotated[Exercises, tyro.conf.subcommand("exercises")]
                 | Annotated[Bench, tyro.conf.subcommand("bench")],
                 prog="numa-rl",

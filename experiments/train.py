@@ -171,7 +171,7 @@ def _single(
     assert isinstance(prior, PricedGreedy)
     best = min(costs, key=lambda name: costs[name])
     console.print(f"Best rule on validation episodes: {best}, cost {costs[best]:.3f} per decision.", highlight=False)
-    about = {"scenario": scenario.name, "scenario_hash": scenario.content_hash, "config": as_json(train.config)}
+    about = {"scenario": scenario.name, "scenario_hash": scenario.content_hash, "training": as_json(train.config)}
     trainer = Trainer(
         episodes, validation, prior, costs, train.config, folder, about, show, git_revision=git_revision()
     )

@@ -67,7 +67,7 @@ def suite_course(
     about = {
         "scenario": "suite",
         "cells": {cell.name: cell.scenario.content_hash for cell in cells},
-        "config": as_json(config),
+        "training": as_json(config),
     }
     rule = PricedGreedy(**single)
     return Course(lessons, exams, rule, config, folder, about, on_progress, git_revision=git_revision)
