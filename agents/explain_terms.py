@@ -100,7 +100,8 @@ def cost_terms(simulator: Simulator, pairs: npt.ArrayLike, weights: RewardWeight
     real = _stepped(copies, simulator, row, actions)
     return CostTerms(
         parts=_parts(simulator, row, ready_s, idle, real),
-        sources_s=np.stack([_sources(simulator, row, int(node)) for node in real.task_node]),
+        sources_s=np.stack([_sources(simulator, row, int(node)) for node in real.task_node])
+        * ~real.out_of_memory[:, None],
         imbalance=real.imbalance,
         cost=weights.cost(real),
         task_node=real.task_node.astype(np.int64),
