@@ -42,6 +42,8 @@ from numa_rl.simulator.state import allocate_outcome, allocate_state
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
+SUFFIX = "+lookahead"  # of the base's name
+
 
 @dataclass(frozen=True)
 class Lookahead:
@@ -97,7 +99,7 @@ class Lookahead:
     @property
     def name(self) -> str:
         """How tables call it."""
-        return f"{self.base.name}+lookahead"
+        return f"{self.base.name}{SUFFIX}"
 
     def plan(self, world: World, machine: I64, episode: I64) -> Actions:
         """See `Planner.plan`.

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from agents.rules.base import per_row
+from agents.rules.base import Groups, per_row
 from agents.rules.greedy import PricedGreedy, priced_cost
 from agents.scheduler import Actions, Memory
 from envs.observation import ObservationLayout
@@ -58,15 +58,14 @@ class PricedScores:
             per_row(rule.migration_share, 1),
             per_row(rule.alpha, 1),
         )
-        is_open = (groups["task_mask"][:, :, None] > 0) & (groups["data_mask"][:, None, :] > 0)
-        return np.where(is_open, -cost, -np.inf).reshape(len(cost), -1).astype(np.float64)
+        return _open_only(-cost, groups)
 
 
 class LogitScores:
     """The logits of a learned policy.
 
     Args:
-        policy: as `agents.ppo.storage.load_policy` makes it: its scorer gives logits, `CLOSED` for closed pairs.
+        policy: as `agents.ppo.storage.load_policy` makes it.
     """
 
     def __init__(self, policy: Any) -> None:
@@ -74,17 +73,27 @@ class LogitScores:
         self.policy = policy
         self.name = str(policy.name)
 
+    @property
+    def rule(self) -> PricedGreedy:
+        """The rule that the policy starts from, with the prices it was given."""
+        config = self.policy.scorer.config
+        return PricedGreedy(config.congestion_price, config.crowding_price, config.migration_share, config.alpha)
+
     def scores(self, observation: npt.NDArray[Any]) -> F64:
         """See `PairScores.scores`."""
         import torch  # takes a second: only who has a policy waits
 
-        from agents.ppo.policy import CLOSED
-
-        layout = ObservationLayout.of_size(observation.shape[-1])
+        rows = np.asarray(observation, np.float32)
+        layout = ObservationLayout.of_size(rows.shape[-1])
         with torch.no_grad():
-            logits, _ = self.policy.scorer.on(layout)(torch.from_numpy(np.asarray(observation, np.float32)))
-        values = logits.numpy().astype(np.float64)
-        return np.where(values > 0.5 * CLOSED, values, -np.inf)
+            logits, _ = self.policy.scorer.on(layout)(torch.from_numpy(rows))
+        return _open_only(logits.numpy(), layout.split(rows))
+
+
+def _open_only(scores: Any, groups: Groups) -> F64:
+    """Scores of all pairs, closed ones -inf, shape (B, N * N)."""
+    is_open = (groups["task_mask"][:, :, None] > 0) & (groups["data_mask"][:, None, :] > 0)
+    return np.where(is_open, scores.reshape(is_open.shape), -np.inf).reshape(len(is_open), -1).astype(np.float64)
 
 
 class BestScore:

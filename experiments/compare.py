@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.evaluation import EpisodeResults, evaluate
+from agents.lookahead import Lookahead
+from agents.lookahead_scores import LogitScores
 from agents.oracle.beam import Oracle
 from agents.oracle.comparison import percent_of_oracle
 from agents.planners.base import TaskPlanner
@@ -43,6 +45,7 @@ class Compare:
     Attributes:
         scenario: a scenario's name, or the path of its TOML file.
         policy: a learned policy, as `train` saves it.
+        lookahead: let the policy play again, trying placements in the model before each decision.
         episodes: how many test episodes; all schedulers play the same ones.
         json: a file for all results, each episode's cost included.
         plot: a PNG file for the costs with their intervals.
@@ -52,6 +55,7 @@ class Compare:
 
     scenario: str
     policy: Path | None = None
+    lookahead: bool = False
     episodes: int = 64
     json: Path | None = None
     plot: Path | None = None
@@ -69,6 +73,8 @@ class Compare:
         require_at_least(0, self.seed, "--seed")
         if self.oracle is not None:
             require_at_least(1, self.oracle, "--oracle")
+        if self.lookahead and self.policy is None:
+            raise ValueError("--lookahead needs a policy that proposes placements, got no --policy.")
         require_outputs(
             {"--json": self.json, "--plot": self.plot}, {"--policy": self.policy, "--scenario": Path(self.scenario)}
         )
@@ -78,9 +84,11 @@ class Compare:
         learned = [] if self.policy is None else [load_learned(self.policy, scenario, console)]
         with console.status("") as status:
             tuned = load_or_tune(scenario, on_rule=lambda name: status.update(f"tuning {name}"))
+            known: list[Scheduler | Planner] = [*(entry.rule for entry in tuned), *planners_for(scenario)]
+            looking = [looking_ahead(policy, known) for policy in learned if self.lookahead]
             comparison = compare(
                 scenario,
-                [*(entry.rule for entry in tuned), *planners_for(scenario), *learned],
+                [*known, *learned, *looking],
                 self.episodes,
                 self.seed,
                 oracle_width=self.oracle,
@@ -99,6 +107,12 @@ def planners_for(scenario: Scenario) -> list[Planner]:
     """Every planner where an episode is one graph of tasks, known in advance; none where tasks or graphs arrive."""
     graph = scenario.episodes(Split.TUNE, 1).is_one_graph
     return [make_planner(name) for name in planner_names()] if graph else []
+
+
+def looking_ahead(policy: Scheduler, others: Sequence[Scheduler | Planner]) -> Lookahead:
+    """The policy that tries placements in the model; rules as tuned say what follows, and lend it plans of graphs."""
+    rule = next(other for other in others if isinstance(other, PricedGreedy))
+    return Lookahead(LogitScores(policy), rule, tuple(others))
 
 
 def load_learned(path: Path, scenario: Scenario, console: Console) -> Scheduler:

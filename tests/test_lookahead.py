@@ -1,29 +1,41 @@
 """Looking ahead knows nothing of what is to come in a stream, and is never worse than others' plans in a graph."""
 
+import json
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_suite import write_definition
 from strategies import Play, Task, plays, seeds, toy_machine, toy_workload, workloads
 
 from agents.evaluation import evaluate
 from agents.lookahead import Lookahead
 from agents.lookahead_futures import allocate_draft, allocate_futures, allocate_past
 from agents.lookahead_kernel import drop_hopeless, gain_bounds, make_up, remember
-from agents.lookahead_scores import BestScore, PricedScores
+from agents.lookahead_scores import BestScore, LogitScores, PricedScores
 from agents.oracle.plays import played
 from agents.planners.catalog import make_planner
+from agents.ppo.config import PolicyConfig
+from agents.ppo.policy import PlacementPolicy
+from agents.ppo.storage import load_policy, save_policy
 from agents.rules.catalog import make_rule
 from agents.rules.greedy import PricedGreedy
 from agents.scheduler import Planner
+from envs.observation import ObservationLayout
 from envs.reward import RewardWeights
-from envs.world import World
+from envs.world import Rows, World
+from experiments.compare import Compare
 from experiments.scenario import Split
+from experiments.suite.command import Suite
 from experiments.suite.definition import STANDARD, read_definition
+from experiments.suite.players import LearnedPlayer, LookaheadPlayer
 from experiments.tune import world_of
 from numa_rl.machines.builders import four_socket, two_socket
 from numa_rl.simulator.state import Tasks, compile_tasks
@@ -33,6 +45,20 @@ from numa_rl.workloads.workload import NEVER, Workload
 
 WEIGHTS = RewardWeights(alpha=0.7, beta=0.3, reference_s=0.05, out_of_memory_penalty=11.0)
 RULE = PricedGreedy(congestion_price=0.8, crowding_price=2.0, migration_share=0.4, alpha=0.7)
+SCENARIO = """
+description = "A small stream"
+machine = "chapter-2-socket"
+
+[workload]
+family = "synthetic"
+num_tasks = 12
+
+[reward]
+reference_s = 0.05
+
+[simulation]
+window_s = 0.2
+"""
 THREADS = min(2, os.cpu_count() or 1)
 
 
@@ -298,7 +324,67 @@ def test_it_costs_less_than_its_base_where_one_setting_does_not_fit_all():
     assert evaluate(looking, world).cost.mean() < 0.95 * evaluate(rule, world).cost.mean()
 
 
+def save_untrained(path: Path) -> None:
+    """A policy that nobody has trained: it decides as the priced greedy rule does."""
+    space = spaces.Box(0.0, 1e6, (ObservationLayout(4).size,), np.float32)
+    nodes = spaces.MultiDiscrete([4, 4])
+    save_policy(path, PlacementPolicy(space, nodes, lambda _: 1e-3, config=PolicyConfig(node_width=6)), {})
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("policy") / "policy.safetensors"
+    save_untrained(path)
+    return path
+
+
+def test_logits_of_an_untrained_policy_rank_pairs_as_its_rule_does(untrained: Path):
+    world = stream(two_socket(), four_socket())  # of which one is padded with nodes that do not exist
+    scores = LogitScores(load_policy(untrained)[0])
+    rows = Rows(world, 6)
+    rows.generators = [np.random.default_rng(row) for row in range(6)]
+    rows.reset()
+    for _ in range(9):
+        observation = rows.observe()
+        learned, priced = scores.scores(observation), PricedScores(scores.rule).scores(observation)
+        np.testing.assert_array_equal(np.isinf(learned), np.isinf(priced))
+        np.testing.assert_array_equal(learned.argmax(axis=1), priced.argmax(axis=1))
+        actions, _ = BestScore(scores).predict(observation)
+        np.testing.assert_array_equal(actions, scores.rule.predict(observation)[0])
+        rows.step(actions)
+
+
+def test_in_the_suite_it_plays_beside_its_policy(untrained: Path, tmp_path: Path):
+    definition = write_definition(tmp_path)
+    out = tmp_path / "out"
+    rules = ("greedy", "tree-match")
+    Suite(out, untrained, lookahead=True, rules=rules, definition=definition, no_oracle=True, workers=1).run()
+    rows = pq.read_table(out / "suite.parquet").to_pylist()
+    cost = {(row["cell"], row["episode"], row["scheduler"]): row["cost"] for row in rows}
+    for cell, episode, name in cost:
+        assert (cell, episode, "learned+lookahead") in cost
+        if cell.startswith("graph"):
+            assert cost[cell, episode, "learned+lookahead"] <= cost[cell, episode, name] * (1.0 + 1e-12)
+    assert "learned+lookahead" in json.loads((out / "decision_times.json").read_text())["median_us"]
+    policy = LearnedPlayer.read(untrained)
+    assert LookaheadPlayer.of(policy).inputs != policy.inputs
+
+
+def test_in_a_comparison_it_stands_beside_its_policy(untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)  # tuned rules are kept there
+    Path("small.toml").write_text(SCENARIO)
+    Compare("small.toml", untrained, lookahead=True, episodes=2, json=Path("c.json")).run()
+    names = [each["name"] for each in json.loads(Path("c.json").read_text())["schedulers"]]
+    assert {"learned", "learned+lookahead"} <= set(names)
+
+
 # Bad values.
+
+
+@pytest.mark.parametrize("command", [Suite(lookahead=True), Compare("stream-cube", lookahead=True)])
+def test_without_a_policy_nothing_proposes_placements(command: Suite | Compare, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"--lookahead needs a policy that proposes placements, got no --policy"):
+        (replace(command, out=tmp_path) if isinstance(command, Suite) else command).run()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from agents.lookahead import Lookahead
 from agents.planners.catalog import planner_names
 from agents.rules.catalog import rule_names
 from agents.scheduler import Planner
@@ -19,7 +20,7 @@ from experiments.files import require_writable, write_json
 from experiments.scenario import Split
 from experiments.suite.cache import Cache
 from experiments.suite.definition import QUICK, STANDARD, Cell, Definition, read_definition
-from experiments.suite.players import LearnedPlayer, PlannerPlayer, Player
+from experiments.suite.players import LearnedPlayer, LookaheadPlayer, PlannerPlayer, Player
 from experiments.suite.report import sheets, summary
 from experiments.suite.results import SuiteResult
 from experiments.suite.run import Runner
@@ -39,6 +40,7 @@ class Suite:
     Attributes:
         out: folder for results and for the cache.
         policy: a learned policy, as `train` saves it.
+        lookahead: let the policy play again, trying placements in the model before each decision.
         families: only these workload families.
         machines: only these machines.
         rules: only these rules and planners.
@@ -53,6 +55,7 @@ class Suite:
 
     out: Path = Path("results/suite")
     policy: Path | None = None
+    lookahead: bool = False
     families: tuple[str, ...] = ()
     machines: tuple[str, ...] = ()
     rules: tuple[str, ...] = ()
@@ -147,9 +150,12 @@ class Suite:
             except ValueError as error:
                 reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else error
                 raise ValueError(f"--out must be a folder to write in, got {str(self.out)!r}: {reason}.") from error
+        if self.lookahead and self.policy is None:
+            raise ValueError("--lookahead needs a policy that proposes placements, got no --policy.")
         planners = [name for name in planner_names() if not self.rules or name in self.rules]
         learned = [] if self.policy is None else [LearnedPlayer.read(self.policy)]
-        return definition, [*map(PlannerPlayer, planners), *learned]
+        looking = [LookaheadPlayer.of(player) for player in learned if self.lookahead]
+        return definition, [*map(PlannerPlayer, planners), *learned, *looking]
 
 
 def _opening(definition: Definition, cells: list[Cell], workers: int) -> str:
@@ -163,12 +169,19 @@ def _opening(definition: Definition, cells: list[Cell], workers: int) -> str:
 
 
 def _decision_times(result: SuiteResult) -> dict[str, Any]:
-    """Median time of a decision of everybody who decides one by one, in a cell with the most nodes."""
+    """Median time of a decision of everybody who decides one by one, in a cell with the most nodes.
+
+    Who looks ahead does so too in a stream; in a graph it is the time for the plan over its tasks.
+    """
     cell = max(result.cells, key=lambda each: each.scenario.topology.num_nodes)
     world = world_of(cell.scenario, Split.TEST, 1, result.seed)
     players = {entry.player.name: entry.player for entry in result.strongest(cell) if entry.failed is None}
     made = {name: player.make() for name, player in players.items()}
-    times = {name: decision_us(who, world) for name, who in made.items() if not isinstance(who, Planner)}
+    times = {
+        name: decision_us(who, world)
+        for name, who in made.items()
+        if isinstance(who, Lookahead) or not isinstance(who, Planner)
+    }
     return {"cell": cell.name, "num_nodes": cell.scenario.topology.num_nodes, "median_us": times}
 
 
@@ -179,6 +192,7 @@ def _about(definition: Definition, result: SuiteResult) -> dict[str, Any]:
         "counts": asdict(definition.counts),
         "seed": result.seed,
         "cells": {cell.name: cell.scenario.content_hash for cell in result.cells},
+        "policies": {e.player.name: e.player.digest for e in result.entries if isinstance(e.player, LearnedPlayer)},
         "code": {kind: code_digest(kind) for kind in KINDS},
         "versions": {"numa-rl": version("numa-rl"), "python": platform.python_version(), **versions()},
     }

@@ -10,12 +10,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from agents.lookahead import SUFFIX, Lookahead
+from agents.lookahead_scores import LogitScores
 from agents.oracle.beam import Oracle
-from agents.planners.catalog import make_planner
-from agents.rules.catalog import make_rule
+from agents.planners.catalog import make_planner, planner_names
+from agents.rules.catalog import RULES, make_rule
 from agents.rules.greedy import PricedGreedy
 from agents.scheduler import Planner, Scheduler
-from experiments.suite.sources import LEARNED, ORACLE, PLANNER, RULE, code_digest
+from experiments.suite.sources import AGENTS, LEARNED, ORACLE, PLANNER, RULE, code_digest
+from numa_rl.compilation import source_digest
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,45 @@ class LearnedPlayer(Player):
     def inputs(self) -> dict[str, Any]:
         """See `Player.inputs`."""
         return {"kind": self.kind, "name": self.name, "policy": self.digest}
+
+
+@dataclass(frozen=True)
+class LookaheadPlayer(Player):
+    """A learned policy that tries placements in the model before it decides; see `agents.lookahead`.
+
+    Attributes:
+        policy: proposes placements; the rule that it starts from places what follows.
+        others: whose plans it may take where the graph of tasks is known.
+    """
+
+    kind: ClassVar[str] = LEARNED
+    policy: LearnedPlayer
+    others: tuple[Player, ...]
+
+    @classmethod
+    def of(cls, policy: LearnedPlayer) -> LookaheadPlayer:
+        """Beside all planners, and the rules as they are by default: nothing is tuned to a cell."""
+        others = (*map(PlannerPlayer, planner_names()), *map(RulePlayer, RULES))
+        return cls(f"{policy.name}{SUFFIX}", policy, others)
+
+    def make(self) -> Planner:
+        """See `Player.make`."""
+        scores = LogitScores(self.policy.make())
+        return Lookahead(scores, scores.rule, tuple(player.make() for player in self.others))
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """See `Player.inputs`."""
+        kinds = sorted({ORACLE, *(player.kind for player in self.others)})  # it searches graphs as the oracle does
+        return {
+            "kind": self.kind,
+            "lookahead": self.policy.inputs,
+            "others": [player.inputs for player in self.others],
+            "code": [
+                source_digest([str(path) for path in sorted(AGENTS.glob("lookahead*.py"))]),
+                *map(code_digest, kinds),
+            ],
+        }
 
 
 @dataclass(frozen=True)
