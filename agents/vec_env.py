@@ -5,7 +5,7 @@ Dimension key: B environments, N nodes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,25 +18,45 @@ from agents.totals import Totals
 from envs.observation_kernel import Float32
 from envs.world import Rows, World
 
+I32 = npt.NDArray[np.int32]
+
 
 class NumaVecEnv(VecEnv):
     """B rows of a world, reset in the step that ends them.
 
     The first episodes are cut to different lengths, so that the rows of a rollout stand at all stages of an
-    episode instead of moving through it together.
+    episode instead of moving through it together. Rows of a group play the same episodes on the same machines and
+    stand at the same task of them; only their placements differ.
 
     Args:
         world: what is scheduled.
         num_envs: B.
-        seed: row i draws its episodes from seed + i.
+        seed: group i draws its episodes from seed + i.
         reward_scale: rewards are multiplied by it; the episode statistics in `infos` are not.
         num_threads: threads that share the rows.
+        group: rows next to each other that play the same episodes.
+
+    Attributes:
+        decided: episode and task that the last step decided, shape (B,) each.
+
+    Raises:
+        ValueError: the rows cannot be dealt out to groups of this size.
     """
 
     def __init__(
-        self, world: World, num_envs: int, *, seed: int = 0, reward_scale: float = 1.0, num_threads: int = 1
+        self,
+        world: World,
+        num_envs: int,
+        *,
+        seed: int = 0,
+        reward_scale: float = 1.0,
+        num_threads: int = 1,
+        group: int = 1,
     ) -> None:
         """Allocate the rows."""
+        if group < 1 or num_envs % group:
+            raise ValueError(f"group must be a divisor of num_envs ({num_envs}), got {group}.")
+        self.group = group
         self.rows = Rows(world, num_envs, num_threads)
         self.world = world
         self.reward_scale = reward_scale
@@ -44,19 +64,30 @@ class NumaVecEnv(VecEnv):
         super().__init__(num_envs, self.rows.observation_space, self.rows.action_space)
         self.totals = Totals(self.rows.simulator.num_nodes)
         self._actions: npt.NDArray[Any] = np.zeros((num_envs, 2), np.int64)
+        self.decided = self.position
         self.returns = np.zeros(num_envs)
         self.lengths = np.zeros(num_envs, np.int64)
         self._infos: list[dict[str, Any]] = [{} for _ in range(num_envs)]
         self._seed_rows(seed)
 
     def _seed_rows(self, seed: int) -> None:
-        self.rows.generators = [seeding.np_random(seed + row)[0] for row in range(self.num_envs)]
+        self.seed_rows(lambda group: seeding.np_random(seed + group)[0])
+
+    def seed_rows(self, make: Callable[[int], np.random.Generator]) -> None:
+        """Give every row a generator of its own; those of a group, made for its number, draw the same."""
+        self.rows.generators = [make(row // self.group) for row in range(self.num_envs)]
+
+    @property
+    def position(self) -> tuple[I32, I32]:
+        """Episode and task that every row is to decide next, shape (B,) each."""
+        state = self.rows.simulator.state
+        return state.episode.copy(), state.task.copy()
 
     def reset(self) -> Float32:
         """Start an episode in every row; returns the observations, shape (B, size)."""
         if self._seeds[0] is not None:
             self._seed_rows(self._seeds[0])
-        shares = (np.arange(self.num_envs) + 1) / self.num_envs
+        shares = (np.arange(self.num_envs) // self.group + 1) * self.group / self.num_envs
         self.rows.reset(horizon_shares=shares)
         self.returns[:] = 0.0
         self.lengths[:] = 0
@@ -71,6 +102,7 @@ class NumaVecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """Place one task in every row and start anew what ended."""
+        self.decided = self.position
         rewards, outcome = self.rows.step(np.asarray(self._actions).astype(np.int64, copy=False))
         self.returns += rewards
         self.lengths += 1

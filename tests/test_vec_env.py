@@ -168,6 +168,40 @@ def test_seeding_as_stable_baselines3_does_is_seeding_at_construction(world):
     assert not np.array_equal(made.reset(), NumaVecEnv(world, NUM_ENVS, seed=9).reset())  # the generators went on
 
 
+def test_rows_of_a_group_play_the_same_episodes_at_the_same_tasks_on_the_same_machines():
+    machines = (load_machine("chapter-2-socket"), four_socket())
+    env = NumaVecEnv(World(stream(), machines), 12, seed=3, group=4)
+    env.reset()
+    seen = set()
+    for actions in some_actions(3 * NUM_TASKS, num_envs=12, nodes=2):
+        state = env.rows.simulator.state
+        at = np.stack([state.episode, state.task, state.horizon, state.machine], axis=1)
+        groups = at.reshape(3, 4, 4)
+        assert (groups == groups[:, :1]).all()
+        seen |= {tuple(row) for row in groups[:, 0, [0, 3]].tolist()}
+        before = env.position
+        dones = env.step(actions)[2].reshape(3, 4)
+        assert (dones == dones[:, :1]).all()
+        np.testing.assert_array_equal(env.decided, before)
+    assert len(seen) > 4  # groups differ from each other, and from episode to episode
+
+
+def test_only_placements_set_rows_of_a_group_apart(world):
+    env = NumaVecEnv(world, 4, seed=3, group=4)
+    observation = env.reset()
+    assert (observation == observation[:1]).all()
+    alike, apart = (env.step(actions)[0] for actions in (np.zeros((4, 2), int), [[0, 0], [1, 1], [2, 2], [0, 0]]))
+    assert (alike == alike[:1]).all()
+    assert not np.array_equal(apart[0], apart[1])
+    np.testing.assert_array_equal(apart[0], apart[3])
+
+
+@pytest.mark.parametrize("group", [0, -1, 2, 4])
+def test_rows_must_fill_their_groups(world, group):
+    with pytest.raises(ValueError, match=rf"group must be a divisor of num_envs \({NUM_ENVS}\), got {group}\."):
+        NumaVecEnv(world, NUM_ENVS, group=group)
+
+
 def test_reset_forgets_unfinished_episodes(world):
     env = NumaVecEnv(world, NUM_ENVS)
     env.reset()
