@@ -238,7 +238,7 @@ def test_what_is_done_is_written_before_the_next_row_begins(suite: Path, monkeyp
 
 
 def test_every_seed_trains_a_policy_of_its_own(suite: Path):
-    study(rows=(FULL,), seeds=2, against="best-rule").run()
+    study(rows=(FULL,), seeds=2, episodes=1, against="best-rule").run()
     policies = written(suite)["rows"][0]["policies"]
     assert [each["seed"] for each in policies] == [0, 1]
     assert policies[0]["sha256"] != policies[1]["sha256"]

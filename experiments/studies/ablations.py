@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from rich.console import Console
 
-from agents.ppo.config import TrainingConfig
+from agents.ppo.config import TrainingConfig, as_json
 from experiments.files import require_writable, write_bytes, write_json
 from experiments.studies.ablation_play import (
     IN_WORDS,
@@ -30,7 +30,7 @@ from experiments.studies.ablation_rows import FULL, VARIANTS, chosen
 from experiments.suite.cache import Cache
 from experiments.suite.definition import STANDARD, read_definition
 from experiments.suite.run import Runner
-from experiments.train import RUN_FILE, SUITE, Train, json_values, prepare, train_policy
+from experiments.train import RUN_FILE, SUITE, Train, prepare, train_policy
 from experiments.tune import require_at_least
 
 
@@ -84,8 +84,8 @@ class Ablations:
 
         console = Console()
         definition = read_definition(STANDARD)
-        counts = replace(definition.counts, test_episodes=self.episodes or definition.counts.test_episodes)
-        counts = replace(counts, oracle_episodes=1)  # the oracle does not play
+        episodes = self.episodes or definition.counts.test_episodes
+        counts = replace(definition.counts, test_episodes=episodes, oracle_episodes=1)  # the oracle does not play
         runner = Runner(Cache(CACHE), self.workers or os.cpu_count() or 1, SEED)
         with console.status("making cells") as status:
             cells = [*definition.cells(), *drawn_cells(definition, self.drawn_machines, SEED)]
@@ -95,7 +95,7 @@ class Ablations:
         for name, trainings in runs.items():
             costs, policies = [], []
             for folder, train in trainings:
-                console.print(f"{name}, seed {train.config.seed}: without {VARIANTS[name].what}.", highlight=False)
+                console.print(f"{name}, seed {train.config.seed}; left out: {VARIANTS[name].what}.", highlight=False)
                 path = train_policy(train, folder, console, resume=True)
                 with console.status(f"playing {name}"):
                     costs.append(normalised_costs(path, name, cells, yardstick, runner))
@@ -135,7 +135,7 @@ class Ablations:
 
     def _write(self, result: AblationResult, config: TrainingConfig) -> None:
         """Keep the rows that are done, and how the whole policy was trained."""
-        write_json(self.out / "ablations.json", result.to_dict() | {"config": json_values(config)})
+        write_json(self.out / "ablations.json", result.to_dict() | {"config": as_json(config)})
         write_bytes(self.out / "ablations.md", f"# Ablations\n\n{result.sheet().markdown}".encode())
 
 
@@ -146,7 +146,7 @@ def _prepare(folder: Path, train: Train, *, overwrite: bool) -> None:
         ValueError: it holds another one, or cannot be written.
     """
     path = folder / RUN_FILE
-    wanted = {"validation_episodes": train.validation_episodes, "config": json_values(train.config)}
+    wanted = {"validation_episodes": train.validation_episodes, "config": as_json(train.config)}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         fits = isinstance(content, dict) and {key: content.get(key) for key in wanted} == wanted
