@@ -1,0 +1,120 @@
+"""What a placement may cost more than the rule, foreseen in futures made up from the past; compiled by numba.
+
+Dimension key: B rows, K placements tried, W ways to go on, S futures, D made-up tasks of a future, N nodes.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from agents import lookahead_kernel, rollouts
+from agents.lookahead_kernel import forget_made_up, make_up
+from agents.oracle import rows
+from agents.oracle.rows import copy_row
+from agents.rollouts import SOURCES, play, priced_pair
+from numa_rl.compilation import compiled
+
+FILES = (*SOURCES, rollouts.__file__, rows.__file__, lookahead_kernel.__file__)
+RETURN, STAY = range(WAYS := 2)  # go on as the rule does in the shadow, or as it decides where things are now
+
+
+@partial(compiled, sources=FILES)
+def begin_future(source, b, trial, own, num_objects, s, length):
+    """Make the trial row what row b of the source is, at the first task of future s."""
+    copy_row(source.rows, b, trial.rows, own)
+    forget_made_up(trial.state, own, num_objects)
+    trial.state.episode[own] = s
+    trial.state.task[own] = 0
+    trial.state.horizon[own] = length
+
+
+@partial(compiled, sources=FILES)
+def play_by_rule(machines, made, trial, own, prices, weights, window_s, scratch, pairs):
+    """Play the trial row's future by the rule; writes its pairs, (1 + D,), and returns what they cost together."""
+    alpha, _, reference_s, _ = weights
+    total = 0.0
+    for i in range(len(pairs)):
+        pairs[i] = priced_pair(
+            machines, made, trial.state, own, prices, np.float32(alpha), np.float32(reference_s), window_s, scratch
+        )
+        total += play(machines, made, trial.state, trial.outcome, own, pairs[i], weights, window_s, scratch[4])
+    return total
+
+
+@partial(compiled, sources=FILES)
+def play_on(machines, made, trial, own, pair, way, prices, weights, window_s, scratch, pairs):
+    """Play the trial row's future with `pair` first and then in one of the two ways; returns what that costs."""
+    alpha, _, reference_s, _ = weights
+    total = play(machines, made, trial.state, trial.outcome, own, pair, weights, window_s, scratch[4])
+    for i in range(1, len(pairs)):
+        pair = pairs[i]
+        if way == STAY:
+            pair = priced_pair(
+                machines, made, trial.state, own, prices, np.float32(alpha), np.float32(reference_s), window_s, scratch
+            )
+        total += play(machines, made, trial.state, trial.outcome, own, pair, weights, window_s, scratch[4])
+    return total
+
+
+@partial(compiled, sources=FILES)
+def first_same(tried, k):
+    """The first of the placements tried, (K,), that is the same as the k-th."""
+    same = 0
+    while tried[same] != tried[k]:
+        same += 1
+    return same
+
+
+@partial(compiled, sources=FILES)
+def foresee(
+    machines, tasks, real, shadow, past, made, draft, trial, tried, draws, settings, prices, weights, window_s, scratch,
+    pairs, excess, index, own, first, last,
+) -> None:  # fmt: skip
+    """Write what placements cost more than the rule would where it was never left, its next decisions included.
+
+    Args:
+        machines: as compiled.
+        tasks: as compiled.
+        real: `Branches`, where the rows stand.
+        shadow: `Branches`, where they would stand by the rule.
+        past: `Past` of the rows.
+        made: `Tasks` of the futures, a thread's own.
+        draft: `Draft`, a thread's own.
+        trial: `Branches` to try placements in, of which this thread uses row `own`.
+        tried: placements as pairs n N + d, shape (B, K).
+        draws: from [0, 1), shape (B, S, D).
+        settings: tasks drawn together, tasks drawn from.
+        prices: of the priced greedy rule.
+        weights: of the reward.
+        window_s: the traffic window tau, seconds.
+        scratch: of `agents.rollouts`.
+        pairs: a thread's working array, shape (1 + D,).
+        excess: written, shape (B, K, W, S).
+        index: rows to do.
+        own: see `trial`.
+        first: first of them, by place in `index`.
+        last: one after the last.
+    """
+    block, window = settings
+    num_objects = tasks.next_freed.shape[1]
+    num_futures, length = made.each.shape
+    for i in range(first, last):
+        b = index[i]
+        e, t = real.state.episode[b], real.state.task[b]
+        for s in range(num_futures):
+            make_up(tasks, past, b, e, t, made, s, draws[b, s], block, window, draft)
+            begin_future(shadow, b, trial, own, num_objects, s, length)
+            usual = play_by_rule(machines, made, trial, own, prices, weights, window_s, scratch, pairs)
+            for k in range(tried.shape[1]):
+                same = first_same(tried[b], k)
+                for way in range(excess.shape[2]):
+                    if same < k:
+                        excess[b, k, way, s] = excess[b, same, way, s]
+                        continue
+                    begin_future(real, b, trial, own, num_objects, s, length)
+                    total = play_on(
+                        machines, made, trial, own, tried[b, k], way, prices, weights, window_s, scratch, pairs
+                    )
+                    excess[b, k, way, s] = total - usual
