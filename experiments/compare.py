@@ -24,11 +24,12 @@ from agents.rules.base import Rule
 from agents.rules.greedy import PricedGreedy
 from agents.scheduler import Planner, Scheduler
 from agents.statistics import Interval, mean_interval, ratio_interval, win_rate
-from agents.tuning import default_parameters
+from agents.tuning import TunedRule, default_parameters
 from envs.observation import Observer
 from envs.world import World
 from experiments.files import require_outputs, write_json
 from experiments.scenario import Scenario, Split, load_scenario
+from experiments.shielding import load_shield
 from experiments.tune import load_or_tune, require_at_least, world_of
 from numa_rl.simulator.simulator import Simulator
 
@@ -45,6 +46,8 @@ class Compare:
     Attributes:
         scenario: a scenario's name, or the path of its TOML file.
         policy: a learned policy, as `train` saves it.
+        shield: let the policy play again under a shield: the tuned priced greedy rule decides where the policy is not
+            sure to be better, and it is held to a budget against that rule.
         lookahead: let the policy play again, trying placements in the model before each decision.
         episodes: how many test episodes; all schedulers play the same ones.
         json: a file for all results, each episode's cost included.
@@ -55,6 +58,7 @@ class Compare:
 
     scenario: str
     policy: Path | None = None
+    shield: bool = False
     lookahead: bool = False
     episodes: int = 64
     json: Path | None = None
@@ -80,6 +84,8 @@ class Compare:
         )
         if self.plot is not None and self.plot.suffix.lower() != ".png":
             raise ValueError(f"--plot must be a .png file, got {str(self.plot)!r}.")
+        if self.shield and self.policy is None:
+            raise ValueError("--shield needs a policy to shield, got no --policy.")
         console = Console()
         learned = [] if self.policy is None else [load_learned(self.policy, scenario, console)]
         with console.status("") as status:
@@ -88,7 +94,7 @@ class Compare:
             looking = [looking_ahead(policy, known) for policy in learned if self.lookahead]
             comparison = compare(
                 scenario,
-                [*known, *learned, *looking],
+                [*known, *learned, *looking, *self._shielded(tuned)],
                 self.episodes,
                 self.seed,
                 oracle_width=self.oracle,
@@ -101,6 +107,13 @@ class Compare:
 
             plot_costs(comparison, self.plot)
         print_comparison(comparison, console)
+
+    def _shielded(self, tuned: Sequence[TunedRule]) -> list[Planner]:
+        """The policy under its shield, where that is asked for."""
+        if self.policy is None or not self.shield:
+            return []
+        rules = (entry.rule for entry in tuned)
+        return [load_shield(self.policy, next(rule for rule in rules if isinstance(rule, PricedGreedy)))]
 
 
 def planners_for(scenario: Scenario) -> list[Planner]:

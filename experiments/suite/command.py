@@ -20,7 +20,7 @@ from experiments.files import require_writable, write_json
 from experiments.scenario import Split
 from experiments.suite.cache import Cache
 from experiments.suite.definition import QUICK, STANDARD, Cell, Definition, read_definition
-from experiments.suite.players import LearnedPlayer, LookaheadPlayer, PlannerPlayer, Player
+from experiments.suite.players import LearnedPlayer, LookaheadPlayer, PlannerPlayer, Player, ShieldedPlayer
 from experiments.suite.report import sheets, summary
 from experiments.suite.results import SuiteResult
 from experiments.suite.run import Runner
@@ -40,6 +40,8 @@ class Suite:
     Attributes:
         out: folder for results and for the cache.
         policy: a learned policy, as `train` saves it.
+        shield: let the policy play under a shield as well: the rule that it started from decides where the policy is
+            not sure to be better, and it is held to a budget against that rule.
         lookahead: let the policy play again, trying placements in the model before each decision.
         families: only these workload families.
         machines: only these machines.
@@ -55,6 +57,7 @@ class Suite:
 
     out: Path = Path("results/suite")
     policy: Path | None = None
+    shield: bool = False
     lookahead: bool = False
     families: tuple[str, ...] = ()
     machines: tuple[str, ...] = ()
@@ -152,10 +155,13 @@ class Suite:
                 raise ValueError(f"--out must be a folder to write in, got {str(self.out)!r}: {reason}.") from error
         if self.lookahead and self.policy is None:
             raise ValueError("--lookahead needs a policy that proposes placements, got no --policy.")
+        if self.shield and self.policy is None:
+            raise ValueError("--shield needs a policy to shield, got no --policy.")
         planners = [name for name in planner_names() if not self.rules or name in self.rules]
         learned = [] if self.policy is None else [LearnedPlayer.read(self.policy)]
         looking = [LookaheadPlayer.of(player) for player in learned if self.lookahead]
-        return definition, [*map(PlannerPlayer, planners), *learned, *looking]
+        shielded = [ShieldedPlayer.over(player) for player in learned if self.shield]
+        return definition, [*map(PlannerPlayer, planners), *learned, *looking, *shielded]
 
 
 def _opening(definition: Definition, cells: list[Cell], workers: int) -> str:

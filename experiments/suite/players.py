@@ -17,6 +17,7 @@ from agents.planners.catalog import make_planner, planner_names
 from agents.rules.catalog import RULES, make_rule
 from agents.rules.greedy import PricedGreedy
 from agents.scheduler import Planner, Scheduler
+from experiments.shielding import load_shield
 from experiments.suite.sources import AGENTS, LEARNED, ORACLE, PLANNER, RULE, code_digest
 from numa_rl.compilation import source_digest
 
@@ -148,6 +149,32 @@ class LookaheadPlayer(Player):
                 *map(code_digest, kinds),
             ],
         }
+
+
+@dataclass(frozen=True)
+class ShieldedPlayer(Player):
+    """A learned policy under a shield, by the rule that it started from.
+
+    Attributes:
+        policy: the policy alone.
+    """
+
+    kind: ClassVar[str] = LEARNED
+    policy: LearnedPlayer
+
+    @classmethod
+    def over(cls, policy: LearnedPlayer) -> ShieldedPlayer:
+        """The same policy with a shield."""
+        return cls(f"{policy.name}+shield", policy)
+
+    def make(self) -> Planner:
+        """See `Player.make`."""
+        return load_shield(self.policy.path)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """See `Player.inputs`."""
+        return self.policy.inputs | {"shield": True}
 
 
 @dataclass(frozen=True)
