@@ -81,7 +81,8 @@ def _print_words(explanation: Explanation, moved: list[Moved], console: Console)
     attribution = decision.attribution
     gap = attribution.difference
     console.print(Text(f"Its logit is {abs(gap):.2f} {'above' if gap >= 0.0 else 'below'} that of {other}'s:"))
-    for each in [one for one in moved if abs(one.share) >= FEWEST_LOGIT][:MOST_REASONS]:
+    reasons = [each for each in moved if abs(each.share) >= FEWEST_LOGIT and each.values[0] != each.values[1]]
+    for each in reasons[:MOST_REASONS]:
         style = "green" if each.share > 0.0 else "red"
         line = Text("- ").append(f"{'for it' if each.share > 0.0 else 'against it'} {each.share:+.2f}", style=style)
         console.print(Padding(line.append(f": {_reason(each)}"), (0, 0, 0, 2)))
@@ -92,12 +93,7 @@ def _reason(moved: Moved) -> str:
     """What is so at the two placements."""
     (value, other), (where, elsewhere) = moved.values, moved.where
     words = moved.subject.words
-    if where == elsewhere:
-        said = f"{words} is {value} on {where} for both" if value == other else f"{words} is {value}, not {other}"
-    elif value == other:
-        said = f"{words} is {value} on {where} and on {elsewhere}"
-    else:
-        said = f"{words} is {value} on {where}, {other} on {elsewhere}"
+    said = f"{words} is {value} on {where}, {other} on {elsewhere}"
     return said if abs(moved.elsewhere) < abs(moved.share) / 2 else f"{said}; mostly for what other nodes are like"
 
 
@@ -111,8 +107,9 @@ def _terms_sheet(explanation: Explanation) -> Sheet:
         if decision.terms.sources_s[:, home].any()
     }
     for name, words in TERMS.items():
-        first, second = terms.parts[name].tolist()
-        if first or second:
+        more = terms.parts.get(f"{name}_load", terms.parts[name])  # so that no row of load stands without its own
+        if terms.parts[name].any() or more.any():
+            first, second = terms.parts[name].tolist()
             rows.append((words, first, second))
         if name == "coherence_load":
             rows.append(("= T_comm", *terms.comm_s.tolist()))
@@ -128,7 +125,7 @@ def _terms_sheet(explanation: Explanation) -> Sheet:
         f"cost with the next {decision.num_followed}": decision.total,
     }.items():
         a, b = values.tolist()
-        cells.append([words, f"{a:.4g}", f"{b:.4g}", f"{a - b:+.3g}"])
+        cells.append([words, f"{a:.4g}", f"{b:.4g}", "0" if a == b else f"{a - b:+.3g}"])
     headers = [f"{name}: {pair_text(*nodes)}" for name, nodes in zip(_names(explanation), decision.nodes, strict=True)]
     note = (
         f"cost -R = (T_exec + {reward.alpha:g} T_comm) / {time_text(reward.reference_s)} + {reward.beta:g} Imbalance. "
@@ -155,8 +152,8 @@ def _moved_sheet(explanation: Explanation, moved: list[Moved]) -> Sheet:
     rows.append(["= logit over the other's", "", "", f"{attribution.difference:+.3f}", ""])
     headers = ["input", *(pair_text(*nodes) for nodes in explanation.decision.nodes), "moves it by", "elsewhere"]
     note = (
-        "Integrated gradients from a machine whose nodes are all alike. elsewhere: how much of it is due to what other "
-        "nodes are like."
+        "Integrated gradients from a machine whose nodes are all alike: what is equal at both placements counts too "
+        "if it is unlike the mean. elsewhere: how much of it is due to what other nodes are like."
     )
     return Sheet("moved", "What moved the logit", headers, rows, note)
 
