@@ -111,6 +111,7 @@ def _policy(path: Path | None, scenario: Scenario, prior: PricedGreedy, console:
         loaded = load_learned(path, scenario, console)
         assert isinstance(loaded, LearnedScheduler)
         return loaded
+    torch.set_num_threads(1)  # as `load_learned` does
     torch.manual_seed(0)  # weights that are all multiplied by zero
     config = replace(PolicyConfig(), **asdict(prior))  # of one number each: see `rule_of`
     scorer = make_scorer(ObservationLayout(scenario.topology.num_nodes), config)
