@@ -209,14 +209,24 @@ def test_a_policy_that_has_learned_nothing_costs_what_its_prior_costs(suite: Pat
     assert full["policies"][0]["weights"] < mlp["policies"][0]["weights"]
 
 
-def test_a_study_goes_on_where_it_stood(suite: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_study_goes_on_where_it_stood(
+    suite: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     study(rows=(FULL,)).run()
+    train = ablations.train_policy
+    begun: list[Path] = []
+    monkeypatch.setattr(
+        ablations,
+        "train_policy",
+        lambda what, folder, *others, **options: begun.append(folder) or train(what, folder, *others, **options),
+    )
     first = written(suite)
     policy = suite / "runs/ablations/full/seed-0/policy.safetensors"
     before = policy.stat().st_mtime_ns
     study().run()
     then = written(suite)
     assert policy.stat().st_mtime_ns == before
+    assert [folder.parent.name for folder in begun] == ["two-heads"]
     assert then["rows"][0] == first["rows"][0]
     assert [each["name"] for each in then["rows"]] == [FULL, "two-heads"]
     assert "two-heads" in capsys.readouterr().out
@@ -235,6 +245,34 @@ def test_what_is_done_is_written_before_the_next_row_begins(suite: Path, monkeyp
     with pytest.raises(KeyboardInterrupt):
         study().run()
     assert [each["name"] for each in written(suite)["rows"]] == [FULL]
+
+
+def test_a_training_that_was_stopped_goes_on_and_ends_as_if_it_had_not_been(
+    suite: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from agents.ppo.course import Course
+
+    config = replace(TINY, teacher=replace(TINY.teacher, labels=64))
+    study(rows=(FULL,), config=config, out=suite / "whole").run()
+    update, done = Course._one_update, list[int]()
+
+    def stopped(course: Course, *others: Any) -> None:
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(course.update)
+        update(course, *others)
+
+    monkeypatch.setattr(Course, "_one_update", stopped)
+    with pytest.raises(SystemExit):
+        study(rows=(FULL,), config=config).run()
+    monkeypatch.setattr(Course, "_one_update", update)
+    study(rows=(FULL,), config=config).run()
+    one, other = (json.loads((suite / name / "ablations.json").read_text()) for name in ("whole", "runs/ablations"))
+    assert done == [0, 1]
+    assert one["rows"][0]["cells"] == other["rows"][0]["cells"]
+    assert (
+        one["rows"][0]["policies"][0]["kept_validation_gap"] == other["rows"][0]["policies"][0]["kept_validation_gap"]
+    )
 
 
 def test_every_seed_trains_a_policy_of_its_own(suite: Path):

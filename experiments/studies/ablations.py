@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,10 +28,12 @@ from experiments.studies.ablation_play import (
 from experiments.studies.ablation_results import AblationResult, Row
 from experiments.studies.ablation_rows import FULL, VARIANTS, chosen
 from experiments.suite.cache import Cache
-from experiments.suite.definition import STANDARD, read_definition
+from experiments.suite.definition import STANDARD, Cell, read_definition
 from experiments.suite.run import Runner
 from experiments.train import RUN_FILE, SUITE, Train, prepare, train_policy
 from experiments.tune import require_at_least
+
+CHECKPOINT, POLICY = "checkpoint.safetensors", "policy.safetensors"  # in the folder of a training
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Ablations:
             costs, policies = [], []
             for folder, train in trainings:
                 console.print(f"{name}, seed {train.config.seed}; left out: {VARIANTS[name].what}.", highlight=False)
-                path = train_policy(train, folder, console, resume=True)
+                done = _finished(folder, train, cells)
+                path = folder / POLICY if done else train_policy(train, folder, console, resume=True)
                 with console.status(f"playing {name}"):
                     costs.append(normalised_costs(path, name, cells, yardstick, runner))
                 policies.append(_told(path, train.config))
@@ -161,6 +164,18 @@ def _prepare(folder: Path, train: Train, *, overwrite: bool) -> None:
             f"{path}: must be of a training with these settings to go on: use another --out, or --overwrite."
         )
     return prepare(folder, replace(train, overwrite=True))
+
+
+def _finished(folder: Path, train: Train, cells: Sequence[Cell]) -> bool:
+    """Whether a training has reached its end, on the training cells as they are now."""
+    from agents.ppo.storage import read_tensors
+
+    try:
+        _, about = read_tensors(folder / CHECKPOINT)
+    except ValueError:
+        return False
+    learned_from = {cell.name: cell.scenario.content_hash for cell in cells if not cell.held_out}
+    return about.get("update") == train.config.num_teacher_updates and about.get("cells") == learned_from
 
 
 def _told(path: Path, config: TrainingConfig) -> dict[str, Any]:
