@@ -5,6 +5,8 @@ Dimension key: B rows, N nodes.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from agents.scheduler import Scheduler
@@ -15,7 +17,7 @@ from experiments.suite.definition import STANDARD, Definition, read_definition
 from experiments.tune import world_of
 from numa_rl.machines.drawn import draw_machine
 
-ROWS = 32  # of each family
+EPISODES, ROWS = 8, 32  # of each family
 STRIDE = 4  # decisions between two observations that are kept, so that they differ
 ELSEWHERE = 0.2  # share of decisions that chance makes, so that a policy is not asked about its own habits alone
 
@@ -35,7 +37,7 @@ def visited(scheduler: Scheduler, num_nodes: int, count: int, seed: int = 0) -> 
     Raises:
         ValueError: machines of so many nodes are not drawn.
     """
-    definition = read_definition(STANDARD)
+    definition = _suite()
     each = -(-count // len(definition.families))
     parts = []
     for number, name in enumerate(definition.families):
@@ -44,10 +46,16 @@ def visited(scheduler: Scheduler, num_nodes: int, count: int, seed: int = 0) -> 
     return np.concatenate(parts)[:count]
 
 
+@lru_cache(maxsize=1)
+def _suite() -> Definition:
+    """The standard suite, which keeps the episodes that it has made."""
+    return read_definition(STANDARD)
+
+
 def _world(definition: Definition, family: str, num_nodes: int, rng: np.random.Generator) -> World:
     """A family on a machine drawn for it."""
     machine = draw_machine(rng, min_nodes=num_nodes, max_nodes=num_nodes)
-    return world_of(definition.cell_on(family, machine).scenario, Split.VALIDATION, ROWS, int(rng.integers(2**31)))
+    return world_of(definition.cell_on(family, machine).scenario, Split.VALIDATION, EPISODES, int(rng.integers(2**31)))
 
 
 def _play(scheduler: Scheduler, world: World, count: int, rng: np.random.Generator) -> Float32:
