@@ -168,9 +168,11 @@ class Bench:
         """Decisions per second of Stable-Baselines3's PPO with the placement policy, rollout and training."""
         from stable_baselines3 import PPO  # torch takes seconds
 
+        from agents.ppo.memory import keep_freed_memory
         from agents.ppo.policy import PlacementPolicy
         from agents.vec_env import NumaVecEnv
 
+        keep_freed_memory()  # as training does
         config = PPOConfig()
         env = NumaVecEnv(World.default(), config.num_envs, reward_scale=0.02)
         model = PPO(
