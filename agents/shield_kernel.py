@@ -18,12 +18,12 @@ from numa_rl.compilation import compiled
 
 FILES = (*SOURCES, rollouts.__file__, rows.__file__, lookahead_kernel.__file__)
 RETURN, STAY = range(WAYS := 2)  # go on as the rule does in the shadow, or as it decides where things are now
+ALONE = WAYS  # by the rule alone, in the shadow
 
 
 @partial(compiled, sources=FILES)
-def begin_future(source, b, trial, own, num_objects, s, length):
-    """Make the trial row what row b of the source is, at the first task of future s."""
-    copy_row(source.rows, b, trial.rows, own)
+def begin_future(trial, own, num_objects, s, length):
+    """Put a row that is somewhere in its episode at the first task of future s."""
     forget_made_up(trial.state, own, num_objects)
     trial.state.episode[own] = s
     trial.state.task[own] = 0
@@ -31,29 +31,22 @@ def begin_future(source, b, trial, own, num_objects, s, length):
 
 
 @partial(compiled, sources=FILES)
-def play_by_rule(machines, made, trial, own, prices, weights, window_s, scratch, pairs):
-    """Play the trial row's future by the rule; writes its pairs, (1 + D,), and returns what they cost together."""
+def play_future(machines, made, trial, own, first, way, prices, weights, window_s, scratch, pairs):
+    """Play the trial row's future in one of the ways; returns what its decisions cost together.
+
+    By the rule alone, which decides the first task too and writes its pairs, (1 + D,); or with the pair `first` and
+    then as the rule did by these, or as it decides where things are.
+    """
     alpha, _, reference_s, _ = weights
     total = 0.0
     for i in range(len(pairs)):
-        pairs[i] = priced_pair(
-            machines, made, trial.state, own, prices, np.float32(alpha), np.float32(reference_s), window_s, scratch
-        )
-        total += play(machines, made, trial.state, trial.outcome, own, pairs[i], weights, window_s, scratch[4])
-    return total
-
-
-@partial(compiled, sources=FILES)
-def play_on(machines, made, trial, own, pair, way, prices, weights, window_s, scratch, pairs):
-    """Play the trial row's future with `pair` first and then in one of the two ways; returns what that costs."""
-    alpha, _, reference_s, _ = weights
-    total = play(machines, made, trial.state, trial.outcome, own, pair, weights, window_s, scratch[4])
-    for i in range(1, len(pairs)):
-        pair = pairs[i]
-        if way == STAY:
+        pair = np.int64(first) if i == 0 else pairs[i]
+        if way == ALONE or (way == STAY and i > 0):
             pair = priced_pair(
                 machines, made, trial.state, own, prices, np.float32(alpha), np.float32(reference_s), window_s, scratch
             )
+        if way == ALONE:
+            pairs[i] = pair
         total += play(machines, made, trial.state, trial.outcome, own, pair, weights, window_s, scratch[4])
     return total
 
@@ -105,16 +98,22 @@ def foresee(
         e, t = real.state.episode[b], real.state.task[b]
         for s in range(num_futures):
             make_up(tasks, past, b, e, t, made, s, draws[b, s], block, window, draft)
-            begin_future(shadow, b, trial, own, num_objects, s, length)
-            usual = play_by_rule(machines, made, trial, own, prices, weights, window_s, scratch, pairs)
-            for k in range(tried.shape[1]):
-                same = first_same(tried[b], k)
-                for way in range(excess.shape[2]):
-                    if same < k:
-                        excess[b, k, way, s] = excess[b, same, way, s]
-                        continue
-                    begin_future(real, b, trial, own, num_objects, s, length)
-                    total = play_on(
-                        machines, made, trial, own, tried[b, k], way, prices, weights, window_s, scratch, pairs
-                    )
+            usual = 0.0
+            for number in range(1 + tried.shape[1] * WAYS):  # the rule alone comes first
+                k, way = (number - 1) // WAYS, (number - 1) % WAYS
+                alone = number == 0
+                same = 0 if alone else first_same(tried[b], k)
+                if not alone and same < k:
+                    excess[b, k, way, s] = excess[b, same, way, s]
+                    continue
+                copy_row(shadow.rows if alone else real.rows, b, trial.rows, own)
+                begin_future(trial, own, num_objects, s, length)
+                first_pair = np.int64(0) if alone else tried[b, k]
+                total = play_future(
+                    machines, made, trial, own, first_pair, ALONE if alone else way, prices, weights, window_s, scratch,
+                    pairs,
+                )  # fmt: skip
+                if alone:
+                    usual = total
+                else:
                     excess[b, k, way, s] = total - usual
