@@ -301,7 +301,7 @@ def saved_policy() -> Path:
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter += 0.3 * torch.randn(parameter.shape)
-    save_policy(Path("policy.safetensors"), policy, {})
+    save_policy(Path("policy.safetensors"), policy.scorer, {})
     return Path("policy.safetensors")
 
 
