@@ -16,6 +16,7 @@ from experiments.compare import Compare
 from experiments.demo import Demo
 from experiments.diagnose import Diagnose
 from experiments.exercises import Exercises
+from experiments.explain import Explain
 from experiments.fidelity.study import Fidelity
 from experiments.machine import MachineList, MachineShow
 from experiments.partition import Partition
@@ -79,6 +80,7 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
                 | Annotated[Transformer, tyro.conf.subcommand("transformer", description=TRANSFORMER)]
                 | Annotated[MemoryPlan, tyro.conf.subcommand("plan")]
                 | Annotated[Study, tyro.conf.subcommand("study", description=STUDY)]
+                | Annotated[Explain, tyro.conf.subcommand("explain")]
                 | Annotated[Ship, tyro.conf.subcommand("ship")]
                 | Annotated[Exercises, tyro.conf.subcommand("exercises")]
                 | Annotated[Bench, tyro.conf.subcommand("bench")],
