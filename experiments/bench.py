@@ -1,4 +1,4 @@
-"""How fast it is: simulator with observation, growth with nodes and batch, and PPO end to end.
+"""How fast it is: simulator with observation, one decision, growth with nodes and batch, and PPO end to end.
 
 Everything runs on one core, in one process, one after another, so that figures can be compared as ratios.
 """
@@ -23,6 +23,7 @@ from agents.rules.catalog import make_rule, rule_names
 from envs.observation import ObservationKind
 from envs.observation_kernel import Float32
 from envs.world import Rows, World
+from experiments.bench_decisions import decision_times, print_decisions
 from experiments.files import require_writable, write_json
 from numa_rl.machines.builders import mesh
 from numa_rl.workloads.synthetic import SyntheticStream
@@ -72,6 +73,8 @@ class Bench:
             }
         with console.status("rules"):
             results["rule_decisions_per_s_core"] = self._rule_rates()
+        with console.status("one decision"):
+            results["one_decision"] = decision_times(_mid_episode(), self.runs)
         with console.status("growth"):
             results["growth_with_nodes"] = [self._with_nodes(*shape) for shape in NODE_SHAPES]
             results["growth_with_batch"] = [self._with_batch(batch) for batch in BATCHES]
@@ -80,6 +83,7 @@ class Bench:
         results |= {"batch": BATCH, "runs": self.runs, "steps": self.steps}
         write_json(self.out, results)
         _print(console, results)
+        print_decisions(console, results["one_decision"])
         console.print(f"Written to {self.out}", highlight=False)
 
     def _median_rate(self, count: int, repeat: Callable[[], None]) -> float:
@@ -113,14 +117,8 @@ class Bench:
 
     def _rule_rates(self) -> dict[str, float]:
         """Decisions per second of each rule alone, by name, from observations of tasks in mid-episode."""
-        rows = Rows(World.default(), RULE_BATCH)
-        rows.generators = [np.random.default_rng([0, row]) for row in range(RULE_BATCH)]
-        rows.reset()
-        actions = np.random.default_rng(0).integers(rows.simulator.num_nodes, size=(WARM_UP_STEPS, RULE_BATCH, 2))
-        for action in actions:
-            rows.observe()
-            rows.step(action)
-        return {name: self._rule_rate(make_rule(name), rows.observe()) for name in rule_names()}
+        observation = _mid_episode()
+        return {name: self._rule_rate(make_rule(name), observation) for name in rule_names()}
 
     def _rule_rate(self, rule: Rule, observation: Float32) -> float:
         """Decisions per second of one rule, which remembers what it remembers."""
@@ -191,6 +189,18 @@ class Bench:
             model.learn(config.rollout, reset_num_timesteps=False)
 
         return self._median_rate(config.rollout, repeat)
+
+
+def _mid_episode() -> Float32:
+    """Observations of `RULE_BATCH` tasks in mid-episode, shape (B, size)."""
+    rows = Rows(World.default(), RULE_BATCH)
+    rows.generators = [np.random.default_rng([0, row]) for row in range(RULE_BATCH)]
+    rows.reset()
+    actions = np.random.default_rng(0).integers(rows.simulator.num_nodes, size=(WARM_UP_STEPS, RULE_BATCH, 2))
+    for action in actions:
+        rows.observe()
+        rows.step(action)
+    return rows.observe()
 
 
 def _print(console: Console, results: dict[str, Any]) -> None:

@@ -135,7 +135,7 @@ class Policy:
             adapted, _ = over_lowest(self._log_cost(groups, np.exp(self.weights["log_price"] + price)), is_open)
             logits -= np.exp(self.weights["log_scale"]) * adapted
         logits[~is_open] = self.constants["closed"]
-        return logits.reshape(len(rows), -1)
+        return np.reshape(logits, (len(rows), -1))
 
     def _layer(self, name: str, x: Float32) -> Float32:
         """A linear layer."""
@@ -153,7 +153,8 @@ class Policy:
         moved = np.float32(1.0) - groups["data"]
         at_data = crowding * (groups["memory"] + groups["communication"].sum(1)) * moved - kept * groups["migration"]
         cost = groups["estimate"] + congestion[:, :, None] * groups["congestion"] + at_data[:, None, :]
-        return np.log(np.maximum(cost, np.float32(self.constants["smallest_cost"])))
+        log_cost: Float32 = np.log(np.maximum(cost, np.float32(self.constants["smallest_cost"])))
+        return log_cost
 
     def _nodes(self, groups: Groups, ratio: Float32, lowest: Float32, is_open: npt.NDArray[np.bool_]) -> Float32:
         """What each node is, knowing the task and all nodes, shape (B, N, H)."""

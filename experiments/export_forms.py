@@ -58,7 +58,7 @@ def write_numpy(folder: Path, scorer: PairScorer) -> Form:
     """
     reason = refusal(scorer.config)
     if reason:
-        raise ValueError(f"--format numpy: {reason}; --format onnx knows every network.")
+        raise ValueError(f"--format numpy: {reason.rstrip('.')}; --format onnx knows every network.")
     about = {"format": export_decide.FORMAT, "config": as_json(scorer.config), "constants": CONSTANTS}
     weights = {
         name: weight.numpy() for name, weight in scorer.state_dict().items() if not name.startswith(ONLY_FOR_LEARNING)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from agents.ppo.config import PolicyConfig
 from agents.ppo.scorer import PairScorer
@@ -21,7 +22,7 @@ from agents.ppo.storage import LearnedScheduler, save_policy
 from agents.rules.greedy import PricedGreedy
 from envs.observation import _FULL_GROUPS, ObservationLayout
 from envs.observation_kernel import TaskFeature
-from experiments import export_decide, export_forms
+from experiments import bench_decisions, export_decide, export_forms
 from experiments.export import Export, compare_forms
 from experiments.export_decide import Policy
 from experiments.export_forms import DECIDE, POLICY_NPZ, POLICY_ONNX, write_numpy, write_onnx
@@ -187,8 +188,34 @@ def test_a_form_that_decides_otherwise_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(compare_forms, "__defaults__", (100,))
     monkeypatch.setattr(export_forms, "CONSTANTS", export_forms.CONSTANTS | {"tie": 10.0})
     with pytest.raises(ValueError, match=r"must decide as the policy does, got other actions for \d+ of 100 obs"):
-        Export(policy_file(tmp_path), "numpy", nodes=2, out=tmp_path).run()
+        Export(policy_file(tmp_path), "numpy", nodes=8, out=tmp_path).run()
     assert not (tmp_path / "README.md").exists()
+
+
+# How long a decision takes.
+
+
+def test_every_form_is_timed_on_the_same_network(monkeypatch, eight, capsys):
+    monkeypatch.setattr(bench_decisions, "CALLS", 20)
+    times = bench_decisions.decision_times(eight[:64], 1)
+    forms = {"Stable-Baselines3's predict", "numpy alone", "compiled", PricedGreedy.name}
+    assert set(times) - {"ONNX Runtime"} == forms
+    for row in times.values():
+        assert 0.0 < row["p50_us"] <= row["p99_us"]
+        assert row["batch_per_s"] > 0.0
+    bench_decisions.print_decisions(Console(width=120), times)
+    printed = capsys.readouterr().out
+    assert "One decision, batch 1, one core" in printed
+    assert all(name in printed for name in times)
+
+
+def test_what_is_timed_decides_alike(tmp_path, eight):
+    forms = bench_decisions._forms(ObservationLayout(8), tmp_path)
+    rule, compiled = forms.pop(PricedGreedy.name)(eight[:500])[0], forms.pop("compiled")(eight[:500])[0]
+    for decide in forms.values():
+        got = decide(eight[:500])
+        np.testing.assert_array_equal(got[0] if isinstance(got, tuple) else got, compiled)
+    assert (rule != compiled).any()
 
 
 # What is refused.
