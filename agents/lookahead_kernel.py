@@ -249,7 +249,8 @@ def drop_hopeless(costs, count, margin, candidates, found):
         sure = max(sure, gain_bounds(costs, k, count, margin)[0])
     left = 1
     for k in range(1, found):
-        if gain_bounds(costs, k, count, margin)[1] > sure:
+        most = gain_bounds(costs, k, count, margin)[1]
+        if most >= sure and most > 0.0:
             candidates[left] = candidates[k]
             for s in range(count):
                 costs[left, s] = costs[k, s]
@@ -258,10 +259,41 @@ def drop_hopeless(costs, count, margin, candidates, found):
 
 
 @here
+def cost_in(machines, made, s, now, b, trial, own, pair, prices, weights, window_s, scratch, num_objects):
+    """What future s of row b costs if its first task is placed by the pair, the others by the priced greedy rule."""
+    copy_row(now.rows, b, trial.rows, own)
+    forget_made_up(trial.state, own, num_objects)
+    length = made.each.shape[1]
+    trial.state.episode[own] = s
+    trial.state.task[own] = 0
+    trial.state.horizon[own] = length
+    return follow(
+        machines, made, trial.state, trial.outcome, own, pair, length, np.inf, prices, weights, window_s, scratch
+    )
+
+
+@here
 def look_ahead(
-    machines, tasks, now, past, made, draft, trial, disliked, draws, settings, prices, weights, window_s, scratch,
-    costs, pairs, own, first, last,
-):  # fmt: skip
+    machines,
+    tasks,
+    now,
+    past,
+    made,
+    draft,
+    trial,
+    disliked,
+    draws,
+    settings,
+    prices,
+    weights,
+    window_s,
+    scratch,
+    costs,
+    pairs,
+    own,
+    first,
+    last,
+):
     """Choose the next placement of rows `first` to `last`.
 
     Args:
@@ -287,7 +319,7 @@ def look_ahead(
     """
     block, window, margin = settings
     num_objects = tasks.next_freed.shape[1]
-    num_futures, length = made.each.shape
+    num_futures = len(made.each)
     for b in range(first, last):
         e, t = now.state.episode[b], now.state.task[b]
         found = cheapest_pairs(disliked[b], draft.candidates)
@@ -297,16 +329,10 @@ def look_ahead(
         for s in range(num_futures):
             make_up(tasks, past, b, e, t, made, s, draws[b, s], block, window, draft)
             for k in range(found):
-                copy_row(now.rows, b, trial.rows, own)
-                forget_made_up(trial.state, own, num_objects)
-                trial.state.episode[own] = s
-                trial.state.task[own] = 0
-                trial.state.horizon[own] = length
                 pair = draft.candidates[k]
-                costs[k, s] = follow(
-                    machines, made, trial.state, trial.outcome, own, pair, length, np.inf, prices, weights, window_s,
-                    scratch,
-                )  # fmt: skip
+                costs[k, s] = cost_in(
+                    machines, made, s, now, b, trial, own, pair, prices, weights, window_s, scratch, num_objects
+                )
             if (s + 1) % FEW == 0:
                 found = drop_hopeless(costs, s + 1, margin, draft.candidates, found)
                 if found == 1:

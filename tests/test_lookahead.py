@@ -144,6 +144,7 @@ def test_a_gain_is_counted_less_its_standard_errors_by_hand():
     assert drop_hopeless(costs, 2, 1.6, candidates, 4) == 3  # 1.4 are sure, the third may save 1.6
     assert drop_hopeless(costs, 2, 1.4, candidates, 3) == 2
     assert candidates[:2].tolist() == [50, 51]
+    assert drop_hopeless(costs, 2, 0.0, candidates, 2) == 2  # who surely saves most stays, and be it without any doubt
 
 
 # Laws.
@@ -328,7 +329,7 @@ def save_untrained(path: Path) -> None:
     """A policy that nobody has trained: it decides as the priced greedy rule does."""
     space = spaces.Box(0.0, 1e6, (ObservationLayout(4).size,), np.float32)
     nodes = spaces.MultiDiscrete([4, 4])
-    save_policy(path, PlacementPolicy(space, nodes, lambda _: 1e-3, config=PolicyConfig(node_width=6)), {})
+    save_policy(path, PlacementPolicy(space, nodes, lambda _: 1e-3, config=PolicyConfig(node_width=6)).scorer, {})
 
 
 @pytest.fixture(scope="module")
