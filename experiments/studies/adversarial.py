@@ -233,5 +233,5 @@ def _described(situation: Situation) -> str:
     """A situation in one line."""
     machine = f"{DRAWN} {situation.machine_seed}" if situation.machine == DRAWN else situation.machine
     known = {"load": situation.load, "window_tasks": situation.window_tasks, "seed": situation.seed}
-    shown = [f"{name} {value:g}" for name, value in (known | situation.parameters).items() if value is not None]
+    shown = [f"{name} {value}" for name, value in (known | situation.parameters).items() if value is not None]
     return f"{situation.family} on {machine}: {', '.join(shown)}"
