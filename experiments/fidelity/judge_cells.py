@@ -98,9 +98,9 @@ class Contest:
             single = tuned.single[name] if name in self.tunable else {}
             found[name] = RulePlayer(name, parameters_in(scenario, name, single))
             if self.per_cell and name in self.tunable and not cell.cell.held_out:
-                if cell.cell.name not in tuned.by_cell:
-                    raise ValueError(f"tuned rules must have parameters for {cell.cell.name}, got none.")
-                own = tuned.by_cell[cell.cell.name][name]
+                own = tuned.by_cell.get(cell.cell.name, {}).get(name)
+                if own is None:
+                    raise ValueError(f"tuned rules must have parameters of {name} for {cell.cell.name}, got none.")
                 found[f"{name}{TO_THE_CELL}"] = RulePlayer(name, parameters_in(scenario, name, own))
         return found
 

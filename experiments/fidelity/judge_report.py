@@ -21,8 +21,9 @@ NOTE = (
     "Mean over cells of the policy's mean response over the rule's, less 1, with its 95% interval, paired by episode: "
     "in our world, and in SimGrid's with the same decisions. agree: cells in which both worlds name the same one of "
     "the two as better, of those in which SimGrid tells them apart; clear: of those in which they differ by more than "
-    f"{CLEAR:.0%} there. factor: our world as shipped, with the loaded-latency factor, which SimGrid never has."
+    f"{CLEAR:.0%} there."
 )
+FACTOR_NOTE = " factor: our world as shipped, with the loaded-latency factor, which SimGrid never has."
 CONTRARY_NOTE = (
     "Sorted by how clearly SimGrid says otherwise. load: of the busiest resource in SimGrid's world, under whom of the "
     "two it is busier."
@@ -55,7 +56,8 @@ def sheets(worths: Sequence[Worth], pairings: Sequence[Pairing], seed: int) -> l
     """
     rules = dict.fromkeys(each.rule for each in worths)
     found = [against(rule, [each for each in worths if each.rule == rule]) for rule in rules]
-    found[-1] = replace(found[-1], note=NOTE)  # once, below the last
+    note = NOTE + FACTOR_NOTE * any(each.loaded_latency for each in worths)
+    found[-1] = replace(found[-1], note=note)  # once, below the last
     return [sheet for sheet in [*found, contrary(pairings, seed)] if sheet.rows]
 
 

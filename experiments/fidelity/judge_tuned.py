@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from agents.rules.catalog import RULES, make_rule
+from agents.rules.catalog import RULES
 from experiments.suite.cache import Cache
 from experiments.suite.definition import STANDARD, read_definition
 from experiments.suite.tuning import Tuned, tune_suite
@@ -63,10 +63,10 @@ def _settings(tables: Mapping[str, Any], rules: Sequence[str], where: str) -> di
         if sorted(table) != sorted(wanted):
             raise ValueError(f"{where}: {rule} must have the parameters {', '.join(wanted)}, got {', '.join(table)}.")
         found[rule] = {name: _number(table, name, f"{where}: {rule}") for name in wanted}
-        try:
-            make_rule(rule, **found[rule])
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
+        for name, value in found[rule].items():
+            span = RULES[rule].tunable[name]
+            if not span.low <= value <= span.high:
+                raise ValueError(f"{where}: {rule}: {name} must be in {span.low:g}..{span.high:g}, got {value}.")
     return found
 
 
