@@ -81,7 +81,7 @@ def _tidy(axes: Axes) -> None:
     axes.fill_between([0.0, high], low, 0.0, color=WRONG, zorder=-2, linewidth=0.0)
     axes.plot([low, high], [low, high], color="black", linewidth=0.8, zorder=-1)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:+.0%}")
+        axis.set_major_formatter(lambda value, _: f"{100.0 * value:+g}%" if value else "0")
     axes.set_xlabel("mean response against the rule, ours")
     axes.set_ylabel("mean response against the rule, SimGrid")
     axes.legend(loc="upper left", frameon=False, fontsize=8)

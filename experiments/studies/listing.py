@@ -7,12 +7,19 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from experiments.fidelity.judge import Referee
 from experiments.fidelity.study import Fidelity
 from experiments.studies.ablations import Ablations
 from experiments.studies.case_200t import Case200T
 from experiments.studies.measured import MeasuredMachines
 
-STUDIES = {"ablations": Ablations, "case-200t": Case200T, "fidelity": Fidelity, "machines": MeasuredMachines}
+STUDIES = {
+    "ablations": Ablations,
+    "case-200t": Case200T,
+    "fidelity": Fidelity,
+    "machines": MeasuredMachines,
+    "referee": Referee,
+}
 
 
 @dataclass(frozen=True)
