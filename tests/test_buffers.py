@@ -108,7 +108,9 @@ def test_rows_of_a_group_meet_the_same_tasks_step_by_step(world):
         groups = noted.reshape(STEPS, -1, GROUP)
         assert (groups == groups[:, :, :1]).all()
     assert len(np.unique(buffer.episode)) > 1
-    assert buffer.task.max() < NUM_TASKS
+    went_on = buffer.episode_starts[1:] == 0
+    np.testing.assert_array_equal(buffer.task[1:][went_on], buffer.task[:-1][went_on] + 1)
+    np.testing.assert_array_equal(buffer.task[buffer.episode_starts == 1], 0)
 
 
 def test_the_first_rollout_meets_the_critic_before_it_has_learned(world):
