@@ -45,6 +45,8 @@ class Rollouts:
         num_rows: B.
         num_candidates: K.
         depth: decisions counted, the candidate's own included.
+        discount: weight of each decision's cost over that of the one before it: what a candidate changes far ahead is
+            mostly chance.
         num_threads: threads that share the trial rows; they change no result.
 
     Raises:
@@ -59,10 +61,13 @@ class Rollouts:
         num_candidates: int,
         depth: int,
         num_threads: int = 1,
+        *,
+        discount: float = 1.0,
     ) -> None:
         """Allocate the trial rows."""
         self.num_candidates = num_candidates
         self.depth = depth
+        self.discount = discount
         self._weights, self._prices = kernel_weights(world.weights), kernel_prices(rule)
         rows = num_rows * num_candidates
         self.trials = Simulator(
@@ -90,6 +95,7 @@ class Rollouts:
             self.trials.outcome,
             np.ascontiguousarray(candidates.reshape(-1)),
             self.depth,
+            self.discount,
             self._prices,
             self._weights,
             self.trials.window_s,
@@ -199,13 +205,14 @@ def play(machines, tasks, state, outcome, b, pair, weights, window_s, work):
 
 
 @partial(compiled, sources=SOURCES)
-def follow(machines, tasks, state, outcome, b, pair, depth, limit, prices, weights, window_s, scratch):
+def follow(machines, tasks, state, outcome, b, pair, depth, limit, prices, weights, window_s, scratch, discount=1.0):
     """Run the next task of row b by the pair and let the priced greedy rule place what follows.
 
-    Returns what up to `depth` decisions cost together; it ends early once that is `limit` or more.
+    Returns what up to `depth` decisions cost together, each one's cost weighed by the discount more often than that of
+    the one before it; it ends early once that is `limit` or more.
     """
     alpha, _, reference_s, _ = weights
-    total = 0.0
+    total, weight = 0.0, 1.0
     for step in range(depth):
         if state.task[b] >= state.horizon[b] or total >= limit:
             break
@@ -213,14 +220,17 @@ def follow(machines, tasks, state, outcome, b, pair, depth, limit, prices, weigh
             pair = priced_pair(
                 machines, tasks, state, b, prices, np.float32(alpha), np.float32(reference_s), window_s, scratch
             )
-        total += play(machines, tasks, state, outcome, b, pair, weights, window_s, scratch[4])
+        total += weight * play(machines, tasks, state, outcome, b, pair, weights, window_s, scratch[4])
+        weight *= discount
     return total
 
 
 @partial(compiled, sources=SOURCES)
-def follow_rule(machines, tasks, state, outcome, pairs, depth, prices, weights, window_s, total, scratch, first, last):
+def follow_rule(
+    machines, tasks, state, outcome, pairs, depth, discount, prices, weights, window_s, total, scratch, first, last
+):
     """Play rows `first` to `last` from their candidates on, and sum what their decisions cost."""
     for b in range(first, last):
         total[b] = follow(
-            machines, tasks, state, outcome, b, pairs[b], depth, np.inf, prices, weights, window_s, scratch
+            machines, tasks, state, outcome, b, pairs[b], depth, np.inf, prices, weights, window_s, scratch, discount
         )

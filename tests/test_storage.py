@@ -58,7 +58,7 @@ def observations(count: int = 200) -> np.ndarray:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """The file of a saved policy."""
-    save_policy(tmp_path / "policy.safetensors", make_policy(), {"scenario": "a", "validation_cost": 1.5})
+    save_policy(tmp_path / "policy.safetensors", make_policy().scorer, {"scenario": "a", "validation_cost": 1.5})
     return tmp_path / "policy.safetensors"
 
 
@@ -127,14 +127,14 @@ def test_the_file_says_where_it_comes_from(path):
 
 
 def test_the_same_policy_is_the_same_bytes(path, tmp_path):
-    save_policy(tmp_path / "again", make_policy(), {"scenario": "a", "validation_cost": 1.5})
+    save_policy(tmp_path / "again", make_policy().scorer, {"scenario": "a", "validation_cost": 1.5})
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
 def test_saving_makes_the_folder_and_replaces_what_was_there(tmp_path):
     path = tmp_path / "new" / "folder" / "p.safetensors"
-    save_policy(path, make_policy(0), {})
-    save_policy(path, make_policy(1), {})
+    save_policy(path, make_policy(0).scorer, {})
+    save_policy(path, make_policy(1).scorer, {})
     assert torch.equal(load_policy(path)[0].scorer.score.weight, make_policy(1).scorer.score.weight)
     assert os.listdir(path.parent) == ["p.safetensors"]
 
@@ -168,7 +168,7 @@ def test_a_write_that_fails_leaves_the_old_file_whole(path, monkeypatch, broken)
 
     monkeypatch.setattr(os, broken, fail)
     with pytest.raises(OSError, match="No space left"):
-        save_policy(path, make_policy(1), {})
+        save_policy(path, make_policy(1).scorer, {})
     monkeypatch.undo()
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]  # no half-written file beside it
@@ -185,7 +185,7 @@ def test_the_new_file_is_complete_before_it_takes_the_old_ones_place(path, monke
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", watched)
-    save_policy(path, make_policy(1), {})
+    save_policy(path, make_policy(1).scorer, {})
     ((old, new),) = seen
     assert old == before
     assert torch.equal(new["score.weight"], make_policy(1).scorer.score.weight)
@@ -194,7 +194,7 @@ def test_the_new_file_is_complete_before_it_takes_the_old_ones_place(path, monke
 def test_what_json_cannot_say_is_noticed_before_anything_is_written(path):
     before = path.read_bytes()
     with pytest.raises(TypeError, match="not JSON serializable"):
-        save_policy(path, make_policy(1), {"folder": Path()})
+        save_policy(path, make_policy(1).scorer, {"folder": Path()})
     assert path.read_bytes() == before
 
 
@@ -395,6 +395,6 @@ def test_the_text_of_a_file_cannot_write_on_the_terminal(path):
     refused(path, r"got '\\x1b\[2J\\n'")
     path.write_bytes(path.read_bytes()[:-1])
     refused(path, r"damaged")
-    save_policy(path, make_policy(), {})
+    save_policy(path, make_policy().scorer, {})
     rewrite(path, lambda tensors, about: tensors.update({"\x1b[2J": torch.zeros(1)}))
     refused(path, r"weights must be")

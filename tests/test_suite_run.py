@@ -262,7 +262,7 @@ def save_untrained(path: Path, pair_width: int) -> None:
 
     space = spaces.Box(0.0, 1e6, (ObservationLayout(4).size,), np.float32)
     config = PolicyConfig(node_width=6, pair_width=pair_width)
-    save_policy(path, PlacementPolicy(space, spaces.MultiDiscrete([4, 4]), lambda _: 1e-3, config=config), {})
+    save_policy(path, PlacementPolicy(space, spaces.MultiDiscrete([4, 4]), lambda _: 1e-3, config=config).scorer, {})
 
 
 def test_a_learned_policy_plays_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -112,10 +112,12 @@ class TeacherConfig:
         num_random: how many of them are drawn from all open ones; the others are the likeliest by the policy as it
             stands. Without any, nothing would hold down the score of a placement that is never tried.
         depth: decisions followed after each candidate; about the time for which a placement is felt.
+        discount: weight of each of these decisions' cost over that of the one before it.
         stride: decisions between labelled states of a row, so that labels differ.
         memory: updates whose labels are fitted again with the newest: a label costs far more than a gradient step.
         batch_size: labels in a gradient step.
         learning_rate: of Adam at the start; it falls linearly to a twentieth.
+        averaging: share of the average of weights that an update leaves, where there are many worlds.
         regret_weight: of the second term of `agents.ppo.teacher.teacher_loss`; 0 leaves it out.
         num_threads: threads that try candidates; more or fewer change no result.
 
@@ -128,14 +130,16 @@ class TeacherConfig:
     lessons: int = 8
     drawn_share: float = 0.5
     num_rows: int = 256
-    num_candidates: int = 8
+    num_candidates: int = 6
     num_random: int = 2
     depth: int = 60
+    discount: float = 0.97
     stride: int = 4
     memory: int = 16
     batch_size: int = 1024
     learning_rate: float = 1e-3
-    regret_weight: float = 0.3
+    averaging: float = 0.9
+    regret_weight: float = 0.1
     num_threads: int = 2
 
     def __post_init__(self) -> None:
@@ -152,10 +156,19 @@ class TeacherConfig:
             raise ValueError(f"teacher: num_random must be in 0..{self.num_candidates - 1}, got {self.num_random}.")
         if not self.learning_rate > 0:
             raise ValueError(f"teacher: learning_rate must be > 0, got {self.learning_rate}.")
+        if not 0.0 < self.discount <= 1.0:
+            raise ValueError(f"teacher: discount must be in (0, 1], got {self.discount}.")
+        if not 0.0 <= self.averaging < 1.0:
+            raise ValueError(f"teacher: averaging must be in [0, 1), got {self.averaging}.")
         if not 0.0 <= self.drawn_share <= 1.0:
             raise ValueError(f"teacher: drawn_share must be in [0, 1], got {self.drawn_share}.")
         if not 0.0 <= self.regret_weight < float("inf"):
             raise ValueError(f"teacher: regret_weight must be finite and >= 0, got {self.regret_weight}.")
+
+    @property
+    def decisions(self) -> float:
+        """How many decisions' cost a label is: those followed, by their weights."""
+        return float(sum(self.discount**step for step in range(self.depth)))
 
 
 @dataclass(frozen=True)

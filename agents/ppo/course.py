@@ -5,6 +5,10 @@ worlds an update meets follows from its number alone. So a run that was stopped 
 the labels it remembers to go on as if it had not been. What is kept is the policy that does best in the exams.
 
 Dimension key: B rows.
+
+References:
+    [1] B. T. Polyak, A. B. Juditsky, "Acceleration of stochastic approximation by averaging", SIAM Journal on Control
+        and Optimization 30(4), 1992.
 """
 
 from __future__ import annotations
@@ -25,14 +29,20 @@ from agents.evaluation import evaluate
 from agents.ppo.checkpoint import moments, read_labels, restore_optimizer, under, write_labels
 from agents.ppo.config import TrainingConfig, as_json
 from agents.ppo.policy import PlacementPolicy, prior_config
+from agents.ppo.scorer import PairScorer
+from agents.ppo.scorers import make_scorer
 from agents.ppo.storage import LearnedScheduler, load_weights, read_tensors, save_policy, write_tensors
 from agents.ppo.teacher import Labeller, Labels, by_size, joined, learn
 from agents.ppo.training import Progress
 from agents.rules.greedy import PricedGreedy
+from agents.seen import Seen
 from envs.world import Rows, World
 
 CHECKPOINT_FORMAT = "numa-rl course 1"
 SAVE_EVERY_S = 60.0
+SEEN_UPDATES = 4  # the newest ones, by whose states the policy's file says what training saw
+# Shares of what was learned that are tried: labels are noisy, and who picks the best of many guesses picks lucky ones.
+TRUST = (1.0, 0.7, 0.4)
 TEACHER = "teacher"  # what the checkpoint calls its optimiser
 
 
@@ -110,6 +120,9 @@ class Course:
             config=prior_config(config, rule),
         )
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.teacher.learning_rate)
+        # What is judged and kept: the weights' running average, for lessons pull them to and fro.
+        self.average = make_scorer(self.policy.layout, self.policy.config)
+        self.average.load_state_dict(self.policy.scorer.state_dict())
         self.memory: list[list[Labels]] = []
         self.update = 0  # updates done
         self.gap = self.best_gap = np.inf
@@ -152,6 +165,7 @@ class Course:
         remembered = [part for parts in self.memory for part in parts]
         loss = learn(self.policy, self.optimizer, remembered, config, progress, rng)
         self.update += 1
+        self._follow_weights()
         write_labels(self._labels_path(self.update - 1), self.memory[-1])
         writer.add_scalar("train/teacher_loss", loss, self.update)
         examined = self.update % self.config.validate_every == 0 or self.update == self.config.num_teacher_updates
@@ -166,30 +180,54 @@ class Course:
             Progress(done, of, TEACHER, done * config.labels_per_update, rate, self.gap, self.best_gap, examined)
         )
 
+    def _follow_weights(self) -> None:
+        """Move the average towards the weights: by all of the way at first, by `1 - averaging` in the long run [1]."""
+        step = max(1.0 - self.config.teacher.averaging, 1.0 / self.update)
+        with torch.no_grad():
+            for mine, newest in zip(self.average.parameters(), self.policy.scorer.parameters(), strict=True):
+                mine.lerp_(newest, step)
+
     def _label(self, lesson: Lesson, rng: np.random.Generator) -> Labels:
         """Label states of a lesson, spread over its episodes' whole length."""
         config, num_tasks = self.config.teacher, lesson.world.workload.num_tasks
         stride = min(config.stride, num_tasks)
         rounds = num_tasks // stride
         wanted = -(-config.labels_per_update // config.lessons)
-        labeller = Labeller(lesson.world, lesson.rule, self.policy, config, max(1, -(-wanted // rounds)))
+        labeller = Labeller(lesson.world, lesson.rule, self.average, config, max(1, -(-wanted // rounds)))
         labeller.rows.generators = rng.spawn(labeller.rows.num_rows)
         labeller.rows.reset()
         labeller.skip(int(rng.integers(num_tasks - rounds * stride + 1)))
         return joined([labeller.label(rng) for _ in range(rounds)])
 
     def _examine(self, writer: SummaryWriter) -> None:
-        """Let the policy sit the exams; keep it if it is the best so far."""
-        scheduler = LearnedScheduler(self.policy.scorer)
-        gaps = {e.name: float(evaluate(scheduler, e.world).cost.mean()) / e.rule_cost - 1.0 for e in self.exams}
-        self.policy.scorer.train()
+        """Let the averaged policy sit the exams, trusted more and less; keep the best so far."""
+        trusted = {trust: self._gaps(self._trusting(trust)) for trust in (TRUST if self.update else TRUST[:1])}
+        trust = min(trusted, key=lambda some: float(np.mean(list(trusted[some].values()))))
+        gaps = trusted[trust]
         self.gap = float(np.mean(list(gaps.values())))
         if self.gap < self.best_gap:
             self.best_gap = self.gap
-            found = {"validation_gap": self.gap, "update": self.update, "git_revision": self.git_revision}
-            save_policy(self.policy_path, self.policy, self.about | found)
+            found = {"validation_gap": self.gap, "trust": trust, "update": self.update}
+            about = self.about | found | {"git_revision": self.git_revision}
+            states = [part.observation for parts in self.memory[-SEEN_UPDATES:] for part in parts]
+            save_policy(self.policy_path, self._trusting(trust), about, Seen.fit(states) if states else None)
         for name, gap in (gaps | {"learned": self.gap, "kept": self.best_gap}).items():
             writer.add_scalar(f"gap/{name}", gap, self.update)
+        writer.add_scalar("train/trust", trust, self.update)
+
+    def _gaps(self, scorer: PairScorer) -> dict[str, float]:
+        """By how much the policy costs more than the rule in each exam."""
+        who = LearnedScheduler(scorer)
+        return {e.name: float(evaluate(who, e.world).cost.mean()) / e.rule_cost - 1.0 for e in self.exams}
+
+    def _trusting(self, trust: float) -> PairScorer:
+        """The averaged policy, with what it learned taken at this share; the rest is the prior."""
+        scorer = make_scorer(self.policy.layout, self.policy.config)
+        scorer.load_state_dict(self.average.state_dict())
+        with torch.no_grad():
+            for learned in scorer.learned():
+                learned.mul_(trust)
+        return scorer
 
     def _labels_path(self, update: int) -> Path:
         return self.folder / "labels" / f"{update:05d}.safetensors"
@@ -201,7 +239,8 @@ class Course:
 
     def _write_checkpoint(self) -> None:
         """Keep the run as it stands, and drop the labels that it has forgotten."""
-        weights = {f"policy.{name}": tensor for name, tensor in self.policy.scorer.state_dict().items()}
+        scorers = {"policy": self.policy.scorer, "average": self.average}
+        weights = {f"{which}.{name}": t for which, some in scorers.items() for name, t in some.state_dict().items()}
         where = {"update": self.update, "gap": self.gap, "best_gap": self.best_gap}
         write_tensors(self.checkpoint_path, weights | moments(TEACHER, self.optimizer), self._fixed | where)
         oldest = self._labels_path(max(0, self.update - self.config.teacher.memory))
@@ -230,6 +269,7 @@ class Course:
         if not (isinstance(gap, float) and isinstance(best_gap, float)):
             raise ValueError(f"{path}: gap and best_gap must be numbers, got {gap!r} and {best_gap!r}.")
         load_weights(path, self.policy.scorer, under("policy.", tensors))
+        load_weights(path, self.average, under("average.", tensors))
         restore_optimizer(path, TEACHER, self.optimizer, under(f"{TEACHER}.", tensors))
         self.update, self.gap, self.best_gap = update, gap, best_gap
         if update < most:

@@ -121,6 +121,10 @@ class PairScorer(nn.Module):
         value = self.value(torch.relu(self.value_hidden(pooled))).squeeze(-1)
         return logits.masked_fill(~is_open, CLOSED).flatten(1), value
 
+    def learned(self) -> list[Tensor]:
+        """What is 0 in an untrained network: scaled down together, they lead from the policy back to its prior."""
+        return [self.score.weight, self.price.weight, self.price.bias, self.log_price]
+
     def logits(self, rows: Float32) -> Float32:
         """The logits of numpy rows, without learning from them, shape (B, N * N)."""
         with torch.no_grad():

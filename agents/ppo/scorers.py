@@ -34,6 +34,10 @@ class IndependentHeads(PairScorer):
         self.heads = nn.Linear(config.node_width, 2, bias=False)
         nn.init.zeros_(self.heads.weight)
 
+    def learned(self) -> list[Tensor]:
+        """See `PairScorer.learned`."""
+        return [*super().learned(), self.heads.weight]
+
     def _residual(self, groups: Mapping[str, Tensor], nodes: Tensor, pairs: Tensor) -> Tensor:
         """See `PairScorer._residual`: nothing of pairs is looked at."""
         task, data = self.heads(nodes).unbind(-1)
@@ -59,6 +63,10 @@ class FlatScorer(PairScorer):
         self.scores = nn.Linear(FLAT_WIDTH, MOST_NODES**2)
         nn.init.zeros_(self.scores.weight)
         nn.init.zeros_(self.scores.bias)
+
+    def learned(self) -> list[Tensor]:
+        """See `PairScorer.learned`."""
+        return [*super().learned(), self.scores.weight, self.scores.bias]
 
     def _residual(self, groups: Mapping[str, Tensor], nodes: Tensor, pairs: Tensor) -> Tensor:
         """See `PairScorer._residual`: neither nodes nor pairs are looked at one by one.

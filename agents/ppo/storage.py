@@ -25,11 +25,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from agents.ppo.config import PolicyConfig
-from agents.ppo.policy import PlacementPolicy
 from agents.ppo.scorer import PairScorer, best_pair
 from agents.ppo.scorers import make_scorer
 from agents.ppo.scoring import CompiledScorer, refusal
 from agents.scheduler import Actions, Memory
+from agents.seen import PREFIX, Seen
 from envs.observation import ObservationKind, ObservationLayout
 from envs.observation_kernel import Float32
 
@@ -106,15 +106,22 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
-def save_policy(path: Path, policy: PlacementPolicy, metadata: Mapping[str, Any]) -> None:
-    """Write a policy; `metadata` are JSON values that say where it comes from (scenario, git revision, ...)."""
+def save_policy(path: Path, scorer: PairScorer, metadata: Mapping[str, Any], seen: Seen | None = None) -> None:
+    """Write a policy.
+
+    Args:
+        path: the file.
+        scorer: the network.
+        metadata: JSON values that say where it comes from (scenario, git revision, ...).
+        seen: what training saw, for who asks whether it saw the like (`agents.shield`).
+    """
     about = dict(metadata) | {
         "format": FORMAT,
-        "observation": policy.layout.kind.value,
-        "config": asdict(policy.config),
+        "observation": ObservationKind.FULL.value,
+        "config": asdict(scorer.config),
         "versions": versions(),
     }
-    write_tensors(path, policy.scorer.state_dict(), about)
+    write_tensors(path, scorer.state_dict() | (seen.to_tensors() if seen else {}), about)
 
 
 def load_policy(path: Path) -> tuple[LearnedScheduler, dict[str, Any]]:
@@ -130,7 +137,7 @@ def load_policy(path: Path) -> tuple[LearnedScheduler, dict[str, Any]]:
     if kind != ObservationKind.FULL.value:
         raise ValueError(f"{path}: the policy must read the observation groups 'full', got {kind!r}.")
     scorer = make_scorer(ObservationLayout(1), _config(path, about.get("config")))
-    load_weights(path, scorer, tensors)
+    load_weights(path, scorer, {name: value for name, value in tensors.items() if not name.startswith(PREFIX)})
     return LearnedScheduler(scorer), about
 
 
@@ -144,7 +151,7 @@ def _config(path: Path, values: Any) -> PolicyConfig:
             wanted = "list of str" if kind is tuple else kind.__name__
             raise ValueError(f"{path}: config.{name} must be of type {wanted}, got {values[name]!r}.")
     try:
-        return PolicyConfig(**{name: tuple(value) if known[name] is tuple else value for name, value in values.items()})
+        return PolicyConfig(**(values | {"blind_to": tuple(values["blind_to"])}))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -79,7 +79,7 @@ class Labeller:
     Args:
         world: what is scheduled.
         rule: places what comes after a candidate.
-        policy: proposes candidates and, by its best, decides which states are visited.
+        scorer: proposes candidates and, by its best, decides which states are visited.
         config: see `TeacherConfig`.
         num_rows: B, states labelled at once.
 
@@ -88,31 +88,37 @@ class Labeller:
     """
 
     def __init__(
-        self, world: World, rule: PricedGreedy, policy: PlacementPolicy, config: TeacherConfig, num_rows: int
+        self, world: World, rule: PricedGreedy, scorer: PairScorer, config: TeacherConfig, num_rows: int
     ) -> None:
         """Allocate; the rows must be reset before the first label."""
         self.config = config
-        self.policy = policy
+        self.rule = rule
+        self.scorer = scorer
         self.rows = Rows(world, num_rows)
         self.layout = self.rows.observer.layout
         num_threads = min(config.num_threads, os.cpu_count() or 1)
         num_candidates = min(config.num_candidates, self.layout.num_nodes**2)
-        self.rollouts = Rollouts(world, rule, num_rows, num_candidates, config.depth, num_threads)
+        self.rollouts = Rollouts(
+            world, rule, num_rows, num_candidates, config.depth, num_threads, discount=config.discount
+        )
         self.totals = Totals(self.layout.num_nodes)
         self.follow_policy()
 
     def follow_policy(self) -> None:
         """Visit from now on what the policy as it stands visits."""
-        scorer = self.policy.scorer.on(self.layout)
+        scorer = self.scorer.on(self.layout)
         self._scores = CompiledScorer.from_scorer(scorer).logits if not refusal(scorer.config) else scorer.logits
 
-    def _candidates(self, logits: Float32, rng: np.random.Generator) -> I64:
-        """The likeliest placements of each row, best first, then others drawn from all open ones, shape (B, K).
+    def _candidates(self, logits: Float32, rule_pairs: I64, rng: np.random.Generator) -> I64:
+        """The placements of each row to try, shape (B, K).
 
-        Where there are fewer open placements than candidates, the best one stands in for the rest.
+        The policy's best, the rule's, the next best by the policy, then others drawn from all open ones. Were the
+        rule's never tried, nothing would tell a policy that has left it that it was better. Where there are fewer
+        open placements than candidates, the best one stands in for the rest.
         """
         likeliest = self.config.num_candidates - self.config.num_random
         rank = np.argsort(np.argsort(-logits, axis=1, kind="stable"), axis=1, kind="stable")
+        np.put_along_axis(rank, rule_pairs[:, None], np.take_along_axis(rank, rule_pairs[:, None], 1).clip(max=1), 1)
         is_open = logits > CLOSED / 2
         key = np.where(rank < likeliest, -1.0 / (1.0 + rank), rng.random(logits.shape))
         chosen = np.argsort(np.where(is_open, key, np.inf), axis=1, kind="stable")[:, : self.config.num_candidates]
@@ -121,11 +127,13 @@ class Labeller:
     def label(self, rng: np.random.Generator) -> Labels:
         """Label the state of every row, and move on to the next ones."""
         observation = self.rows.observe().copy()
-        candidates = self._candidates(self._logits(observation), rng)
+        placed, _ = self.rule.predict(observation)
+        pairs = placed[:, 0] * self.layout.num_nodes + placed[:, 1]
+        candidates = self._candidates(self._logits(observation), pairs, rng)
         cost = self.rollouts.try_candidates(self.rows.simulator, candidates)
         self._play(candidates[:, 0])
         self.skip(self.config.stride - 1)
-        return Labels(observation, candidates, cost, np.full(len(cost), cost.mean() / self.config.depth))
+        return Labels(observation, candidates, cost, np.full(len(cost), cost.mean() / self.config.decisions))
 
     def skip(self, decisions: int) -> None:
         """Let the policy decide without labelling."""
@@ -163,7 +171,8 @@ class RolloutTeacher(Labeller):
 
     def __init__(self, world: World, rule: PricedGreedy, policy: PlacementPolicy, config: TeacherConfig) -> None:
         """Allocate; `start` comes before the first label."""
-        super().__init__(world, rule, policy, config, config.num_rows)
+        super().__init__(world, rule, policy.scorer, config, config.num_rows)
+        self.policy = policy
         self.memory: list[Labels] = []
         self.optimizer = torch.optim.Adam(policy.parameters(), lr=config.learning_rate)
 

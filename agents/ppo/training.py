@@ -266,7 +266,7 @@ class Trainer:
             self.best_cost = self.last_cost
             found = {"validation_cost": self.best_cost, "update": self.update, "git_revision": self.git_revision}
             about = self.about | found
-            save_policy(self.policy_path, self.policy, about)
+            save_policy(self.policy_path, self.policy.scorer, about)
         self.dashboard.validated(self.decisions, self.last_cost, self.best_cost)
 
     def _take_snapshot(self, rows: Rows) -> None:

@@ -53,4 +53,4 @@ def teach(scenario: Scenario, config: ImitationConfig, path: Path, console: Cons
             told,
         )
     about = {"scenario": scenario.name, "scenario_hash": scenario.content_hash, "imitation": asdict(config)}
-    save_policy(path, policy, about | {"git_revision": git_revision()})
+    save_policy(path, policy.scorer, about | {"git_revision": git_revision()})
