@@ -23,6 +23,8 @@ from experiments.partition import Partition
 from experiments.plan import MemoryPlan
 from experiments.roofline import Roofline
 from experiments.ship import Ship
+from experiments.studies.ablations import Ablations
+from experiments.studies.adversarial import Adversarial
 from experiments.studies.case_200t import Case200T
 from experiments.studies.listing import StudyList
 from experiments.studies.measured import MeasuredMachines
@@ -42,7 +44,9 @@ Transformer = (
     | Annotated[Pipeline, tyro.conf.subcommand("pipeline")]
 )
 Study = (
-    Annotated[Case200T, tyro.conf.subcommand("case-200t")]
+    Annotated[Ablations, tyro.conf.subcommand("ablations")]
+    | Annotated[Adversarial, tyro.conf.subcommand("adversarial")]
+    | Annotated[Case200T, tyro.conf.subcommand("case-200t")]
     | Annotated[Fidelity, tyro.conf.subcommand("fidelity")]
     | Annotated[MeasuredMachines, tyro.conf.subcommand("machines")]
     | Annotated[StudyList, tyro.conf.subcommand("list")]

@@ -115,7 +115,7 @@ class PairScorer(nn.Module):
         pooled = _pooled(nodes, groups)
         logits = self._residual(groups, nodes, self._pair_features(groups, ratio, lowest))
         if self.config.prior:
-            price = self.price(pooled).clamp(-MOST_PRICE, MOST_PRICE)
+            price = self._log_price(groups, pooled).clamp(-MOST_PRICE, MOST_PRICE)
             adapted, _ = _over_lowest(self.log_cost(groups, (self.log_price + price).exp()), is_open)
             logits = logits - self.log_scale.exp() * self._as_heads(adapted, is_open)
         value = self.value(torch.relu(self.value_hidden(pooled))).squeeze(-1)
@@ -169,6 +169,11 @@ class PairScorer(nn.Module):
         hidden = self.as_task_node(nodes).unsqueeze(2) + self.as_data_node(nodes).unsqueeze(1)
         residual: Tensor = self.score(torch.relu(hidden + self.pair(pairs))).squeeze(-1)
         return residual
+
+    def _log_price(self, groups: Mapping[str, Tensor], pooled: Tensor) -> Tensor:
+        """The logarithm of the state's own factors on the prices, shape (B, 3)."""
+        price: Tensor = self.price(pooled)
+        return price
 
     def _as_heads(self, ratio: Tensor, is_open: Tensor) -> Tensor:
         """The prior as the heads can say it, shape (B, N, N)."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from agents.ppo.config import PolicyConfig
-from agents.ppo.scorer import PairScorer
+from agents.ppo.scorer import NUM_PRICES, PairScorer
 from envs.observation import ObservationLayout
 from envs.observation_kernel import TaskFeature
 
@@ -61,15 +61,28 @@ class FlatScorer(PairScorer):
             *(nn.Linear(size, FLAT_WIDTH), nn.ReLU(), nn.Linear(FLAT_WIDTH, FLAT_WIDTH), nn.ReLU())
         )
         self.scores = nn.Linear(FLAT_WIDTH, MOST_NODES**2)
-        nn.init.zeros_(self.scores.weight)
-        nn.init.zeros_(self.scores.bias)
+        self.price = nn.Linear(FLAT_WIDTH, NUM_PRICES)
+        for layer in (self.scores, self.price):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def learned(self) -> list[Tensor]:
         """See `PairScorer.learned`."""
         return [*super().learned(), self.scores.weight, self.scores.bias]
 
     def _residual(self, groups: Mapping[str, Tensor], nodes: Tensor, pairs: Tensor) -> Tensor:
-        """See `PairScorer._residual`: neither nodes nor pairs are looked at one by one.
+        """See `PairScorer._residual`: neither nodes nor pairs are looked at one by one."""
+        n = self.layout.num_nodes
+        scores = self.scores(self._hidden(groups)).reshape(-1, MOST_NODES, MOST_NODES)
+        return torch.as_tensor(scores[:, :n, :n])
+
+    def _log_price(self, groups: Mapping[str, Tensor], pooled: Tensor) -> Tensor:
+        """See `PairScorer._log_price`."""
+        price: Tensor = self.price(self._hidden(groups))
+        return price
+
+    def _hidden(self, groups: Mapping[str, Tensor]) -> Tensor:
+        """What the perceptron makes of all numbers, shape (B, `FLAT_WIDTH`).
 
         Raises:
             ValueError: more than `MOST_NODES` nodes.
@@ -79,8 +92,8 @@ class FlatScorer(PairScorer):
             raise ValueError(f"a flat network knows machines of up to {MOST_NODES} nodes, got {n}.")
         parts = [nn.functional.pad(groups[name], (0, MOST_NODES - n)) for name in NODE_GROUPS]
         parts += [nn.functional.pad(groups[name], (0, MOST_NODES - n) * 2).flatten(1) for name in PAIR_GROUPS]
-        scores = self.scores(self.hidden(torch.log1p(torch.cat([*parts, groups["task"]], 1))))
-        return torch.as_tensor(scores.reshape(-1, MOST_NODES, MOST_NODES)[:, :n, :n])
+        hidden: Tensor = self.hidden(torch.log1p(torch.cat([*parts, groups["task"]], 1)))
+        return hidden
 
 
 def make_scorer(layout: ObservationLayout, config: PolicyConfig) -> PairScorer:

@@ -10,11 +10,13 @@ from rich.console import Console
 from experiments.fidelity.judge import Referee
 from experiments.fidelity.study import Fidelity
 from experiments.studies.ablations import Ablations
+from experiments.studies.adversarial import Adversarial
 from experiments.studies.case_200t import Case200T
 from experiments.studies.measured import MeasuredMachines
 
 STUDIES = {
     "ablations": Ablations,
+    "adversarial": Adversarial,
     "case-200t": Case200T,
     "fidelity": Fidelity,
     "machines": MeasuredMachines,

@@ -34,7 +34,10 @@ OF_KIND = {
     RULE: (),
     PLANNER: (AGENTS / "accesses.py", AGENTS / "planners/*.py", NUMA_RL / "partition/*.py"),
     ORACLE: (AGENTS / "rollouts.py", AGENTS / "oracle/*.py"),
-    LEARNED: (AGENTS / "ppo/*.py",),
+    LEARNED: (
+        *(AGENTS / pattern for pattern in ("ppo/*.py", "shield*.py", "seen.py", "lookahead*.py", "rollouts.py")),
+        *(AGENTS / "oracle/*.py", EXPERIMENTS / "shielding.py"),
+    ),
 }
 
 
