@@ -94,11 +94,8 @@ class LearnedScheduler:
 
     def _logits(self, rows: Float32, layout: ObservationLayout) -> Tensor:
         """Logits of all pairs, shape (B, N N)."""
-        if self._compiled is not None:
-            return torch.from_numpy(self._compiled.logits(rows))
-        with torch.no_grad():
-            logits: Tensor = self.scorer.on(layout)(torch.from_numpy(rows))[0]
-        return logits
+        form = self._compiled or self.scorer.on(layout)
+        return torch.from_numpy(form.logits(rows))
 
 
 def versions() -> dict[str, str]:
