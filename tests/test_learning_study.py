@@ -12,6 +12,7 @@ from agents.ppo.config import PPOConfig
 from agents.ppo.storage import load_policy
 from experiments.studies import learning_run
 from experiments.studies.learning import Learning, sheet
+from experiments.studies.learning_noise import noise_over_signal
 from experiments.studies.learning_variants import BASELINE, Variant, variants
 
 torch.set_num_threads(1)
@@ -35,7 +36,7 @@ TINY = PPOConfig(total_timesteps=64, num_envs=8, n_steps=4, batch_size=16, learn
 
 
 def run_of(variant: str, seed: int, gap: float, **more: float) -> dict[str, Any]:
-    figures = {"start_gap": 0.01, "seconds": 2.0, "decisions": 1000, "explained_variance": 0.5}
+    figures = {"start_gap": 0.01, "seconds": 2.0, "decisions": 1000, "explained_variance": 0.5, "noise_decisions": 2e4}
     return {"variant": variant, "start": "prior", "seed": seed, "gap": gap, **figures, **more}
 
 
@@ -46,7 +47,7 @@ def test_differences_are_paired_by_seed():
     base, group = table.rows
     assert base[:3] == [BASELINE, "+20.00%", ""]
     assert group[:3] == ["group", "+19.00%", "-1.00 (-1.00 to -1.00)"]  # the same for both seeds, so no width
-    assert group[3:5] == ["0.50", "0.5 k"]
+    assert group[3:6] == ["0.50", "20 k", "0.5 k"]
     assert "+1.00% before PPO" in table.note
 
 
@@ -59,6 +60,31 @@ def test_an_interval_is_as_wide_as_seeds_differ():
     assert float(estimate) == 0.0
     assert -2.0 < float(low) < -0.5
     assert 0.5 < float(high) < 2.0
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0, 5.0])
+def test_noise_over_signal_is_found_in_made_up_gradients(noise):
+    rng = np.random.default_rng(0)
+    expectation = rng.normal(size=2000)
+    gradients = expectation + np.sqrt(noise) * rng.normal(size=(400, 2000))
+    assert noise_over_signal(gradients) == pytest.approx(noise, rel=0.1, abs=1e-9)
+
+
+def test_gradients_that_agree_on_nothing_are_all_noise():
+    assert noise_over_signal(np.array([[1.0, 0.0], [-1.0, 0.0]])) == np.inf
+
+
+def test_one_rollout_says_nothing_about_noise(worlds):
+    with pytest.raises(ValueError, match=r"rollouts must be >= 2, got 1\."):
+        learning_run.learn(worlds, variants(TINY)[BASELINE], 0, rollouts=1)
+
+
+def test_what_a_decision_saves_is_less_noisy_than_what_an_episode_costs(worlds):
+    noise = {
+        name: learning_run.learn(worlds, variants(TINY)[name], 0, rollouts=24)["noise_decisions"]
+        for name in (BASELINE, "what-if")
+    }
+    assert noise["what-if"] < noise[BASELINE]
 
 
 def test_runs_from_the_other_start_do_not_count():
@@ -78,10 +104,11 @@ def test_every_variant_changes_something_and_no_two_the_same():
 @pytest.mark.parametrize("name", sorted(variants(TINY)))
 def test_every_variant_learns(tmp_path, worlds, name):
     course = worlds
-    figures = learning_run.learn(course, variants(TINY)[name], seed=1)
+    figures = learning_run.learn(course, variants(TINY)[name], seed=1, rollouts=2)
     assert figures["decisions"] >= TINY.total_timesteps
-    assert all(np.isfinite(value) for value in figures.values())
+    assert all(np.isfinite(value) for name, value in figures.items() if name != "noise_decisions")
     assert figures["cost"] > 0
+    assert figures["noise_decisions"] > 0
 
 
 @pytest.mark.parametrize(
@@ -107,6 +134,7 @@ def test_a_variant_out_of_range_is_refused(values, message):
         ({"starts": ()}, r"--starts must be prior, taught, or both, got none\."),
         ({"starts": ("prior", "prior")}, r"--starts must be prior, taught, or both, got prior prior\."),
         ({"starts": ("trained",)}, r"--starts must be prior, taught, or both, got trained\."),
+        ({"rollouts": 1}, r"--rollouts must be >= 2, got 1\."),
         ({"labels": 0}, r"--labels must be >= 1, got 0\."),
         ({"train_episodes": 0}, r"--train-episodes must be >= 1, got 0\."),
         ({"ppo": PPOConfig(total_timesteps=0)}, r"--ppo.total-timesteps must be >= 1, got 0\."),
@@ -133,7 +161,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> learning_run.Course:
 
 def test_a_run_repeats_itself_and_another_seed_differs(worlds):
     base = variants(TINY)[BASELINE]
-    one, two, other = (learning_run.learn(worlds, base, seed) for seed in (1, 1, 2))
+    one, two, other = (learning_run.learn(worlds, base, seed, None, 2) for seed in (1, 1, 2))
     assert one["explained_variance"] == two["explained_variance"]
     assert one["cost"] == two["cost"]
     assert one["explained_variance"] != other["explained_variance"]
@@ -158,7 +186,7 @@ def test_a_study_keeps_what_it_did_and_goes_on_from_there(tmp_path, monkeypatch,
     monkeypatch.setattr(learning_run, "learn", lambda *args: (done.append(args[2]), honest(*args))[1])
     study = Learning(
         scenario="tiny.toml", variants=("group",), seeds=2, labels=32, train_episodes=4, validation_episodes=4,
-        json=tmp_path / "all.json", markdown=tmp_path / "all.md", ppo=TINY,
+        rollouts=2, json=tmp_path / "all.json", markdown=tmp_path / "all.md", ppo=TINY,
     )  # fmt: skip
     study.run()
     assert done == [0, 0, 0, 0, 1, 1, 1, 1]

@@ -43,6 +43,7 @@ class Learning:
         labels: that the teacher gives before a run from a taught policy.
         train_episodes: how many episodes to learn from.
         validation_episodes: how many episodes to judge by.
+        rollouts: by which the noise of the gradient is measured before each run.
         cache: where finished runs are kept; results/<scenario>/learning by default.
         json: a file for all figures.
         markdown: a file for the tables.
@@ -56,6 +57,7 @@ class Learning:
     labels: int = 16_384
     train_episodes: int = 512
     validation_episodes: int = 128
+    rollouts: int = 8
     cache: Path | None = None
     json: Path | None = None
     markdown: Path | None = None
@@ -94,6 +96,7 @@ class Learning:
         for name in ("labels", "train_episodes", "validation_episodes"):
             require_at_least(1, getattr(self, name), f"--{name.replace('_', '-')}")
         require_at_least(LEAST_SEEDS, self.seeds, "--seeds")
+        require_at_least(2, self.rollouts, "--rollouts")
         if not self.starts or len(set(self.starts)) < len(self.starts) or set(self.starts) - {"prior", "taught"}:
             raise ValueError(f"--starts must be prior, taught, or both, got {' '.join(self.starts) or 'none'}.")
         require_at_least(1, self.ppo.total_timesteps, "--ppo.total-timesteps")
@@ -141,11 +144,16 @@ class _Study:
 
         teacher = asdict(self.options.teacher) if start == "taught" else None
         settings = {key: value for key, value in asdict(variant).items() if key != "meaning"}
-        inputs = self._common | {"variant": settings, "teacher": teacher, "seed": seed}
-        figures = self.cache.read(inputs)
+        inputs = self._common | {
+            "variant": settings,
+            "teacher": teacher,
+            "seed": seed,
+            "rollouts": self.options.rollouts,
+        }
+        figures, rollouts = self.cache.read(inputs), self.options.rollouts
         if figures is None:
             with self.console.status(f"{name}, seed {seed}, from {start}"):
-                figures = learn(self.course, variant, seed, self._taught(seed) if teacher else None)
+                figures = learn(self.course, variant, seed, self._taught(seed) if teacher else None, rollouts)
             self.cache.write(inputs, figures)
         gap, before = (figures[cost] / self.course.rule_cost - 1.0 for cost in ("cost", "start_cost"))
         self.console.print(f"seed {seed} from {start}: {name} {before:+.2%} to {gap:+.2%}, {figures['seconds']:.0f} s")
@@ -172,8 +180,8 @@ def sheet(scenario: str, start: str, runs: Sequence[Run], chosen: Mapping[str, V
     Args:
         scenario: its name, for the title.
         start: which runs.
-        runs: `variant`, `start`, `seed`, `gap`, `start_gap`, `seconds`, `decisions` and `explained_variance` of each;
-            all variants have the same seeds.
+        runs: `variant`, `start`, `seed`, `gap`, `start_gap`, `seconds`, `decisions`, `explained_variance` and
+            `noise_decisions` of each; all variants have the same seeds.
         chosen: variants by name, in the order of rows.
     """
     table = {
@@ -188,17 +196,20 @@ def sheet(scenario: str, start: str, runs: Sequence[Run], chosen: Mapping[str, V
         change = "" if name == BASELINE else _change(gap - reference)
         rate = column(name, "decisions").sum() / column(name, "seconds").sum()
         explained = column(name, "explained_variance").mean()
-        rows.append([name, f"{gap.mean():+.2%}", change, f"{explained:.2f}", f"{rate / 1e3:.1f} k", variant.meaning])
+        noise = float(np.median(column(name, "noise_decisions")))
+        cells = (f"{explained:.2f}", f"{noise / 1e3:.2g} k", f"{rate / 1e3:.1f} k", variant.meaning)
+        rows.append([name, f"{gap.mean():+.2%}", change, *cells])
     seeds = len(reference)
     before = float(column(BASELINE, "start_gap").mean())
     return Sheet(
         name=f"learning-{start}",
         title=f"{scenario}, from {'the prior' if start == 'prior' else 'a taught policy'}: {seeds} seeds",
-        headers=["variant", "gap", "less baseline", "explained", "decisions/s", "what it is"],
+        headers=["variant", "gap", "less baseline", "explained", "noise", "decisions/s", "what it is"],
         rows=rows,
         note=f"gap: cost over that of the tuned priced greedy rule, minus 1; {before:+.2%} before PPO. "
         "less baseline: the same seed's gap minus the baseline's, 95% interval over seeds, in points. "
-        "explained: variance of the returns that the critic explains.",
+        "explained: variance of the returns that the critic explains. "
+        "noise: decisions after which the gradient's signal equals its noise, median over seeds.",
     )
 
 

@@ -23,6 +23,7 @@ from agents.evaluation import evaluate
 from agents.ppo.buffers import EpisodeBaselineBuffer
 from agents.ppo.config import PolicyConfig, TeacherConfig
 from agents.ppo.critic import Critic, Future
+from agents.ppo.memory import keep_freed_memory
 from agents.ppo.policy import PlacementPolicy
 from agents.ppo.storage import LearnedScheduler, load_policy, save_policy
 from agents.ppo.teacher import RolloutTeacher
@@ -30,6 +31,7 @@ from agents.ppo.what_if import WhatIfVecEnv
 from agents.rules.greedy import PricedGreedy
 from agents.vec_env import NumaVecEnv
 from envs.world import World
+from experiments.studies.learning_noise import noise_scale
 from experiments.studies.learning_variants import Variant
 
 
@@ -63,23 +65,24 @@ class Course:
         return float(evaluate(LearnedScheduler(policy.scorer), self.validation).cost.mean())
 
 
-def learn(course: Course, variant: Variant, seed: int, start: Path | None = None) -> dict[str, float]:
-    """Run PPO once; returns costs, seconds and how well the critic explains the returns.
+def learn(
+    course: Course, variant: Variant, seed: int, start: Path | None = None, rollouts: int = 8
+) -> dict[str, float]:
+    """Run PPO once; returns costs, seconds, how well the critic explains the returns, and the gradient's noise.
 
     Args:
         course: what is learned.
         variant: how.
         seed: of episodes, network and decisions.
         start: file of the policy to start from; the prior without.
+        rollouts: by which the noise of the gradient is measured, before anything is learned.
     """
     torch.set_num_threads(1)
-    set_random_seed(seed)
-    env = _env(course, variant, seed)
-    model = _model(course, variant, seed, env)
+    keep_freed_memory()
+    noise = noise_scale(_model(course, variant, seed, start), rollouts)
+    model = _model(course, variant, seed, start)
     policy = model.policy
     assert isinstance(policy, PlacementPolicy)
-    if start is not None:
-        policy.scorer.load_state_dict(load_policy(start)[0].scorer.state_dict())
     before = course.cost(policy)
     began = time.perf_counter()
     model.learn(variant.ppo.total_timesteps, callback=_Falling(variant.entropy))
@@ -91,6 +94,7 @@ def learn(course: Course, variant: Variant, seed: int, start: Path | None = None
         "seconds": seconds,
         "decisions": model.num_timesteps,
         "explained_variance": explained,
+        "noise_decisions": noise,
     }
 
 
@@ -103,9 +107,10 @@ def _env(course: Course, variant: Variant, seed: int) -> NumaVecEnv:
     return NumaVecEnv(course.train, ppo.num_envs, reward_scale=scale, **common)
 
 
-def _model(course: Course, variant: Variant, seed: int, env: NumaVecEnv) -> PPO:
-    """Stable-Baselines3's PPO with the variant's changes."""
-    ppo = variant.ppo
+def _model(course: Course, variant: Variant, seed: int, start: Path | None) -> PPO:
+    """Stable-Baselines3's PPO with the variant's changes, before its first decision."""
+    set_random_seed(seed)
+    ppo, env = variant.ppo, _env(course, variant, seed)
     buffer: dict[str, Any] = {"env": env}
     if variant.critic != "shared":
         future = Future(course.train.workload) if variant.critic == "future" else None
@@ -133,6 +138,9 @@ def _model(course: Course, variant: Variant, seed: int, env: NumaVecEnv) -> PPO:
         policy_kwargs={"config": course.policy_config()},
     )
     model.set_logger(Logger(folder=None, output_formats=[]))
+    if start is not None:
+        assert isinstance(model.policy, PlacementPolicy)
+        model.policy.scorer.load_state_dict(load_policy(start)[0].scorer.state_dict())
     return model
 
 
