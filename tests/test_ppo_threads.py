@@ -68,6 +68,13 @@ def test_no_more_threads_than_processors_are_tried(monkeypatch):
     assert tried == {1, 2}
 
 
+def test_what_loses_is_not_tried_longer_than_it_takes_to_know(monkeypatch):
+    calls: list[int] = []
+    step = clock_of(monkeypatch, lambda count, call: 1.0 if count == 1 else 30.0)
+    assert measured_threads(lambda: (calls.append(torch.get_num_threads()), step()), most=4) == 1
+    assert calls.count(2) == WARM_UP + 1
+
+
 def test_fewer_than_one_thread_is_refused():
     with pytest.raises(ValueError, match=r"most must be >= 1, got 0\."):
         measured_threads(lambda: None, most=0)

@@ -11,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -45,8 +46,9 @@ def measured_threads(step: Callable[[], object], most: int | None = None) -> int
     best, best_s = 1, statistics.median(_seconds(step, 1))
     count = 2
     while count <= limit:
-        found_s = _seconds(step, count)
-        if max(found_s) * NEEDED_GAIN > best_s:
+        limit_s = best_s / NEEDED_GAIN
+        found_s = _seconds(step, count, limit_s)
+        if max(found_s) > limit_s:
             break
         best, best_s = count, statistics.median(found_s)
         count *= 2
@@ -54,8 +56,8 @@ def measured_threads(step: Callable[[], object], most: int | None = None) -> int
     return best
 
 
-def _seconds(step: Callable[[], object], threads: int) -> list[float]:
-    """How long some steps take with so many threads."""
+def _seconds(step: Callable[[], object], threads: int, limit_s: float = math.inf) -> list[float]:
+    """How long some steps take with so many threads, up to the first one beyond the limit."""
     torch.set_num_threads(threads)
     for _ in range(WARM_UP):
         step()
@@ -64,6 +66,8 @@ def _seconds(step: Callable[[], object], threads: int) -> list[float]:
         began = time.perf_counter()
         step()
         found_s.append(time.perf_counter() - began)
+        if found_s[-1] > limit_s:  # on a busy machine each one may take seconds
+            break
     return found_s
 
 
