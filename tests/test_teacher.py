@@ -55,7 +55,9 @@ def make_policy(world: World, **config: Any) -> PlacementPolicy:
     )
 
 
-def by_hand(simulator: Simulator, candidates: np.ndarray, rule: PricedGreedy, world: World, depth: int) -> np.ndarray:
+def by_hand(
+    simulator: Simulator, candidates: np.ndarray, rule: PricedGreedy, world: World, depth: int, discount: float = 1.0
+) -> np.ndarray:
     """Costs of candidates, each tried on a copy of the simulator that the rule steps from outside."""
     rows, num_candidates = candidates.shape
     costs = np.zeros(candidates.shape)
@@ -65,10 +67,10 @@ def by_hand(simulator: Simulator, candidates: np.ndarray, rule: PricedGreedy, wo
         for mine, now in zip(trial.state, simulator.state, strict=True):
             mine[...] = now
         actions = np.stack(np.divmod(candidates[:, k], trial.num_nodes), axis=-1)
-        for _ in range(depth):
+        for step in range(depth):
             running = trial.state.task < trial.state.horizon
             cost = world.weights.cost(trial.step(actions))
-            costs[:, k] += np.where(running, cost, 0.0)
+            costs[:, k] += np.where(running, discount**step * cost, 0.0)
             actions, _ = rule.predict(observer.observe())
     return costs
 
@@ -135,6 +137,14 @@ def test_they_agree_on_machines_and_tasks_of_any_kind(play: Play, seed: int, dep
     got = Rollouts(world, RULE, 2, candidates.shape[1], depth).try_candidates(simulator, candidates)
     want = by_hand(simulator, candidates, RULE, world, depth)
     np.testing.assert_allclose(got, want, rtol=1e-9)
+
+
+@pytest.mark.parametrize("discount", [0.3, 0.97])
+def test_costs_far_ahead_count_less(world, discount):
+    simulator = started(world, 8, 3)
+    candidates = all_pairs(simulator, 8)
+    got = Rollouts(world, RULE, 8, 16, 9, discount=discount).try_candidates(simulator, candidates)
+    np.testing.assert_allclose(got, by_hand(simulator, candidates, RULE, world, 9, discount), rtol=1e-9)
 
 
 def test_a_candidate_at_the_end_of_an_episode_is_counted_alone(world):
@@ -220,7 +230,7 @@ def test_a_reward_of_ones_own_is_refused(world):
 
 CONFIG = TeacherConfig(
     labels=64, labels_per_update=16, num_rows=8, num_candidates=5, num_random=2, depth=4, stride=2, memory=2,
-    batch_size=16, learning_rate=1e-2, num_threads=1,
+    batch_size=16, learning_rate=1e-2, discount=0.9, num_threads=1,
 )  # fmt: skip
 
 
@@ -241,7 +251,8 @@ def test_labels_are_what_trying_the_candidates_costs(world):
         observation = teacher.rows.observe().copy()
         labels = teacher.label(rng)
         np.testing.assert_array_equal(labels.observation, observation)
-        np.testing.assert_allclose(labels.cost, by_hand(simulator, labels.candidates, RULE, world, 4), rtol=1e-9)
+        want = by_hand(simulator, labels.candidates, RULE, world, CONFIG.depth, CONFIG.discount)
+        np.testing.assert_allclose(labels.cost, want, rtol=1e-9)
 
 
 def test_the_likeliest_placements_are_tried_first_and_others_by_chance(world):
@@ -405,6 +416,12 @@ def test_all_labels_together_are_those_of_the_parts(world):
         ("regret_weight", -0.1, ">= 0"),
         ("regret_weight", float("nan"), ">= 0"),
         ("regret_weight", float("inf"), ">= 0"),
+        ("discount", 0.0, r"in \(0, 1\]"),
+        ("discount", 1.1, r"in \(0, 1\]"),
+        ("discount", float("nan"), r"in \(0, 1\]"),
+        ("averaging", -0.1, r"in \[0, 1\)"),
+        ("averaging", 1.0, r"in \[0, 1\)"),
+        ("averaging", float("nan"), r"in \[0, 1\)"),
         ("learning_rate", 0.0, "> 0"),
         ("learning_rate", float("nan"), "> 0"),
         ("num_threads", 0, ">= 1"),
