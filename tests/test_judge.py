@@ -247,6 +247,14 @@ def test_rules_play_with_one_setting_and_as_tuned_to_training_cells():
     assert list(contest.rivals(held_out, ALL_TUNED)) == list(SMALL.rules)
 
 
+def test_planners_play_in_graphs_alone(policy_file):
+    contest = replace(SMALL, families=("stream",))
+    assert "heft" not in contest.rivals(contest.cells()[0], ALL_TUNED)
+    learned = LearnedPlayer.read(policy_file)
+    with pytest.raises(ValueError, match="only where a graph is known in advance, got stream"):
+        run_trial(replace(contest, rules=("heft",)), learned, TUNED, fluid, Console(quiet=True), workers=1)
+
+
 def test_a_policy_that_has_learned_nothing_gains_nothing_over_its_prior_in_either_world(trial):
     found = [each for each in trial.pairings if each.where.scheduler == PricedGreedy.name]
     assert len(found) == 4  # two machines, with and without the factor

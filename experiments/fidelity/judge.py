@@ -46,7 +46,7 @@ class Referee:
         lookahead: let the policy try placements in the model before each decision.
         families: of the standard suite; all by default.
         machines: names or files of machines; two of those held out are among the default.
-        rules: rules and planners to compare with, each with the one setting that suits the suite best.
+        rules: rules to compare with, each with the one setting that suits the suite best; planners, in known graphs.
         tuned: file of the rules' parameters, tuned.json of `numa-rl suite`; without it they are tuned now.
         per_cell: let rules also play as tuned to each cell, where it is for training.
         episodes: of each cell.
@@ -217,7 +217,10 @@ def run_trial(
         ValueError: a name is unknown, somebody cannot play, or the referee could play nothing.
     """
     cells = contest.cells()
-    players = {cell.cell.name: {policy.name: policy} | contest.rivals(cell, tuned) for cell in cells}
+    rivals = {cell.cell.name: contest.rivals(cell, tuned) for cell in cells}
+    if not any(rivals.values()):
+        raise ValueError(f"planners compare only where a graph is known in advance, got {', '.join(contest.families)}.")
+    players = {name: {policy.name: policy} | others for name, others in rivals.items()}
     held_out = frozenset((cell.cell.family, cell.cell.machine) for cell in cells if cell.cell.held_out)
     judged, failures = list[Judged](), list[str]()
     with console.status("") as status:

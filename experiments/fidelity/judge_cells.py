@@ -27,7 +27,7 @@ class Contest:
     Attributes:
         families: of the standard suite; all of them where none is named.
         machines: names or files of machines.
-        rules: names of rules and planners.
+        rules: names of rules and planners; planners play where an episode is one graph, known in advance.
         per_cell: whether rules also play with the parameters tuned to each cell, where there are any: nothing is tuned
             to a cell that is held out.
         num_episodes: test episodes of each cell, the same for everybody.
@@ -92,7 +92,8 @@ class Contest:
         found: dict[str, Player] = {}
         for name in self.rules:
             if name not in RULES:
-                found[name] = PlannerPlayer(name)
+                if cell.cell.is_graph:  # in a stream a planner sees what nobody can know
+                    found[name] = PlannerPlayer(name)
                 continue
             scenario = cell.cell.scenario
             single = tuned.single[name] if name in self.tunable else {}
