@@ -1,5 +1,6 @@
 """Threads for torch: more only where they clearly win."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -61,7 +62,7 @@ def test_the_first_steps_do_not_count(monkeypatch):
 
 
 def test_no_more_threads_than_processors_are_tried(monkeypatch):
-    monkeypatch.setattr(threads, "_processors", lambda: 2)
+    monkeypatch.setattr(threads, "_idle_processors", lambda: 2)
     tried: set[int] = set()
     step = clock_of(monkeypatch, lambda count, call: 1.0 / count)
     assert measured_threads(lambda: (tried.add(torch.get_num_threads()), step())) == 2
@@ -73,6 +74,19 @@ def test_what_loses_is_not_tried_longer_than_it_takes_to_know(monkeypatch):
     step = clock_of(monkeypatch, lambda count, call: 1.0 if count == 1 else 30.0)
     assert measured_threads(lambda: (calls.append(torch.get_num_threads()), step()), most=4) == 1
     assert calls.count(2) == WARM_UP + 1
+
+
+@pytest.mark.parametrize(("load", "wanted"), [(0.0, 4), (1.2, 4), (2.4, 3), (3.9, 1), (50.0, 1)])
+def test_processors_that_others_use_do_not_count(monkeypatch, load, wanted):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    assert threads._idle_processors() == wanted
+
+
+def test_on_a_busy_machine_nothing_is_measured(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (100.0, 0.0, 0.0), raising=False)
+    assert measured_threads(lambda: pytest.fail("a step may take minutes")) == 1
+    assert torch.get_num_threads() == 1
 
 
 def test_fewer_than_one_thread_is_refused():

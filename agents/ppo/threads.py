@@ -35,14 +35,18 @@ def measured_threads(step: Callable[[], object], most: int | None = None) -> int
     Args:
         step: what is measured, a gradient step for example; it is called some times and must not change what is
             learned.
-        most: threads to try at most; as many as there are processors by default, `MOST_THREADS` at most.
+        most: threads to try at most; by default as many as there are processors with nothing to do, `MOST_THREADS`
+            at most. On a busy machine that is one, and nothing is measured: a single step may take minutes there.
 
     Raises:
         ValueError: `most` is less than 1.
     """
-    limit = min(_processors(), MOST_THREADS) if most is None else most
+    limit = min(_idle_processors(), MOST_THREADS) if most is None else most
     if limit < 1:
         raise ValueError(f"most must be >= 1, got {limit}.")
+    if limit == 1:
+        torch.set_num_threads(1)
+        return 1
     best, best_s = 1, statistics.median(_seconds(step, 1))
     count = 2
     while count <= limit:
@@ -71,6 +75,8 @@ def _seconds(step: Callable[[], object], threads: int, limit_s: float = math.inf
     return found_s
 
 
-def _processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _idle_processors() -> int:
+    """Processors that this process may use and that no other has used of late, itself counted as one of them."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    others = max(0, round(os.getloadavg()[0]) - 1) if hasattr(os, "getloadavg") else 0
+    return max(1, processors - others)
