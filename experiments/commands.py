@@ -17,6 +17,8 @@ from experiments.demo import Demo
 from experiments.diagnose import Diagnose
 from experiments.exercises import Exercises
 from experiments.explain import Explain
+from experiments.export import Export
+from experiments.fidelity.judge import Referee
 from experiments.fidelity.study import Fidelity
 from experiments.machine import MachineList, MachineShow
 from experiments.partition import Partition
@@ -49,6 +51,7 @@ Study = (
     | Annotated[Case200T, tyro.conf.subcommand("case-200t")]
     | Annotated[Fidelity, tyro.conf.subcommand("fidelity")]
     | Annotated[MeasuredMachines, tyro.conf.subcommand("machines")]
+    | Annotated[Referee, tyro.conf.subcommand("referee")]
     | Annotated[StudyList, tyro.conf.subcommand("list")]
 )
 TRANSFORMER = "How a transformer's layers, its cache and its pipeline are best spread over the sockets of a machine."
@@ -85,6 +88,7 @@ def parse(arguments: Sequence[str] | None = None) -> Any:
                 | Annotated[MemoryPlan, tyro.conf.subcommand("plan")]
                 | Annotated[Study, tyro.conf.subcommand("study", description=STUDY)]
                 | Annotated[Explain, tyro.conf.subcommand("explain")]
+                | Annotated[Export, tyro.conf.subcommand("export")]
                 | Annotated[Ship, tyro.conf.subcommand("ship")]
                 | Annotated[Exercises, tyro.conf.subcommand("exercises")]
                 | Annotated[Bench, tyro.conf.subcommand("bench")],

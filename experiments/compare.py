@@ -23,6 +23,7 @@ from agents.planners.catalog import make_planner, planner_names
 from agents.rules.base import Rule
 from agents.rules.greedy import PricedGreedy
 from agents.scheduler import Planner, Scheduler
+from agents.shipped import policy_file
 from agents.statistics import Interval, mean_interval, ratio_interval, win_rate
 from agents.tuning import TunedRule, default_parameters
 from envs.observation import Observer
@@ -45,7 +46,8 @@ class Compare:
 
     Attributes:
         scenario: a scenario's name, or the path of its TOML file.
-        policy: a learned policy, as `train` saves it.
+        policy: a learned policy, as `train` saves it; the one that comes with the package by default.
+        no_policy: compare rules alone.
         shield: let the policy play again under a shield: the tuned priced greedy rule decides where the policy is not
             sure to be better, and it is held to a budget against that rule.
         lookahead: let the policy play again, trying placements in the model before each decision.
@@ -58,6 +60,7 @@ class Compare:
 
     scenario: str
     policy: Path | None = None
+    no_policy: bool = False
     shield: bool = False
     lookahead: bool = False
     episodes: int = 64
@@ -77,24 +80,24 @@ class Compare:
         require_at_least(0, self.seed, "--seed")
         if self.oracle is not None:
             require_at_least(1, self.oracle, "--oracle")
-        if self.lookahead and self.policy is None:
-            raise ValueError("--lookahead needs a policy that proposes placements, got no --policy.")
+        policy = policy_file(self.policy, self.no_policy)
+        for option, wanted in (("--lookahead", self.lookahead), ("--shield", self.shield)):
+            if wanted and policy is None:
+                raise ValueError(f"{option} needs a policy, got --no-policy.")
         require_outputs(
-            {"--json": self.json, "--plot": self.plot}, {"--policy": self.policy, "--scenario": Path(self.scenario)}
+            {"--json": self.json, "--plot": self.plot}, {"--policy": policy, "--scenario": Path(self.scenario)}
         )
         if self.plot is not None and self.plot.suffix.lower() != ".png":
             raise ValueError(f"--plot must be a .png file, got {str(self.plot)!r}.")
-        if self.shield and self.policy is None:
-            raise ValueError("--shield needs a policy to shield, got no --policy.")
         console = Console()
-        learned = [] if self.policy is None else [load_learned(self.policy, scenario, console)]
+        learned = [] if policy is None else [load_learned(policy, scenario, console)]
         with console.status("") as status:
             tuned = load_or_tune(scenario, on_rule=lambda name: status.update(f"tuning {name}"))
             known: list[Scheduler | Planner] = [*(entry.rule for entry in tuned), *planners_for(scenario)]
             looking = [looking_ahead(policy, known) for policy in learned if self.lookahead]
             comparison = compare(
                 scenario,
-                [*known, *learned, *looking, *self._shielded(tuned)],
+                [*known, *learned, *looking, *self._shielded(policy, tuned)],
                 self.episodes,
                 self.seed,
                 oracle_width=self.oracle,
@@ -108,12 +111,12 @@ class Compare:
             plot_costs(comparison, self.plot)
         print_comparison(comparison, console)
 
-    def _shielded(self, tuned: Sequence[TunedRule]) -> list[Planner]:
+    def _shielded(self, policy: Path | None, tuned: Sequence[TunedRule]) -> list[Planner]:
         """The policy under its shield, where that is asked for."""
-        if self.policy is None or not self.shield:
+        if policy is None or not self.shield:
             return []
         rules = (entry.rule for entry in tuned)
-        return [load_shield(self.policy, next(rule for rule in rules if isinstance(rule, PricedGreedy)))]
+        return [load_shield(policy, next(rule for rule in rules if isinstance(rule, PricedGreedy)))]
 
 
 def planners_for(scenario: Scenario) -> list[Planner]:
@@ -144,7 +147,8 @@ def load_learned(path: Path, scenario: Scenario, console: Console) -> Scheduler:
     policy, about = load_policy(path)
     if about.get("scenario_hash") != scenario.content_hash:
         trained_on = about.get("scenario", "an unknown scenario")
-        console.print(f"The policy was trained on {trained_on}, not on {scenario.name} as it is.", highlight=False)
+        where = "the standard suite" if trained_on == "suite" else trained_on
+        console.print(f"The policy was trained on {where}, not on {scenario.name} as it is.", highlight=False)
     return policy
 
 

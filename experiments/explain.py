@@ -15,6 +15,7 @@ from agents.explain_summary import Summary, summarise
 from agents.explain_tree import SmallTree
 from agents.rules.base import Rule
 from agents.rules.greedy import PricedGreedy
+from agents.shipped import POLICY
 from experiments.compare import load_learned
 from experiments.files import require_outputs, write_json
 from experiments.scenario import Scenario, Split, load_scenario
@@ -34,8 +35,8 @@ class Explain:
 
     Attributes:
         scenario: a scenario's name, or the path of its TOML file.
-        policy: a learned policy, as `train` saves it; without one, the network before any training, which decides as
-            the priced greedy rule.
+        policy: a learned policy, as `train` saves it; the one that comes with the package by default.
+        untrained: explain the network before any training, which decides as the priced greedy rule.
         against: the rule to compare with: the cheapest placement now, or with prices for what it takes from others.
         episode: the test episode of the one decision.
         task: its task; the one in which the two placements differ most in cost at once if left out.
@@ -49,6 +50,7 @@ class Explain:
 
     scenario: str
     policy: Path | None = None
+    untrained: bool = False
     against: Literal["greedy", "priced-greedy"] = "greedy"
     episode: int = 0
     task: int | None = None
@@ -73,7 +75,7 @@ class Explain:
             rule = rule_of(scenario, self.against, tuned=self.tuned, on_step=status.update)
             follower = rule_of(scenario, PricedGreedy.name, tuned=self.tuned, on_step=status.update)
             assert isinstance(follower, PricedGreedy)
-            policy = _policy(self.policy, scenario, follower, console)
+            policy = _policy(self._file, scenario, follower, console)
             status.update(f"playing {policy.name}")
             explanation = explain(self, scenario, policy, rule, follower)
         if self.json is not None:
@@ -91,7 +93,14 @@ class Explain:
             raise ValueError("--episodes must be 0, or at least 2 so that some are held out, got 1.")
         if self.task is not None:
             require_at_least(0, self.task, "--task")
-        require_outputs({"--json": self.json}, {"--policy": self.policy, "--scenario": Path(self.scenario)})
+        if self.untrained and self.policy is not None:
+            raise ValueError(f"--untrained and --policy exclude each other, got {str(self.policy)!r}.")
+        require_outputs({"--json": self.json}, {"--policy": self._file, "--scenario": Path(self.scenario)})
+
+    @property
+    def _file(self) -> Path | None:
+        """The policy's file; None for an untrained one."""
+        return None if self.untrained else self.policy or POLICY
 
 
 def _policy(path: Path | None, scenario: Scenario, prior: PricedGreedy, console: Console) -> LearnedScheduler:

@@ -338,8 +338,8 @@ def test_everything_is_printed_within_100_columns_and_written(scenario: str, cap
     assert 0 < of_leaves <= run["gains"]["all"]["count"]
 
 
-def test_without_a_policy_the_untrained_network_stands_in(scenario: str, capsys: pytest.CaptureFixture[str]):
-    Explain(scenario, against="priced-greedy", task=7, episodes=0).run()
+def test_the_untrained_network_is_the_rule(scenario: str, capsys: pytest.CaptureFixture[str]):
+    Explain(scenario, untrained=True, against="priced-greedy", task=7, episodes=0).run()
     out = capsys.readouterr().out
     assert "untrained puts" in out
     assert "So does priced-greedy" in out
@@ -348,7 +348,7 @@ def test_without_a_policy_the_untrained_network_stands_in(scenario: str, capsys:
 
 def test_a_policy_that_never_differs_is_said_to(scenario: str, capsys: pytest.CaptureFixture[str]):
     Path("small.toml").write_text(SCENARIO.replace("num_tasks = 24", "num_tasks = 2"))
-    Explain(scenario, against="priced-greedy", episodes=2).run()
+    Explain(scenario, untrained=True, against="priced-greedy", episodes=2).run()
     out = capsys.readouterr().out
     assert "The two never differ." in out
     assert "Task 0 of episode 0" in out
@@ -363,6 +363,7 @@ def test_a_policy_that_never_differs_is_said_to(scenario: str, capsys: pytest.Ca
         ({"episodes": 1}, "--episodes must be 0, or at least 2 so that some are held out, got 1."),
         ({"episodes": -2}, "--episodes must be >= 0, got -2."),
         ({"seed": -1}, "--seed must be >= 0, got -1."),
+        ({"policy": Path("p"), "untrained": True}, "--untrained and --policy exclude each other, got 'p'."),
         ({"policy": Path("missing")}, "missing: no such file."),
         ({"policy": Path("small.toml")}, "small.toml: not a safetensors file"),
         ({"json": Path("small.toml")}, "--json must be another file than --scenario"),

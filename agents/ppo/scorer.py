@@ -90,7 +90,7 @@ class PairScorer(nn.Module):
 
     def log_cost(self, groups: Mapping[str, Tensor], factor: Tensor) -> Tensor:
         """The logarithm of every pair's priced cost, shape (B, N, N), with factors (B, 3) or (3,) on the prices."""
-        config, factor = self.config, factor.expand(len(groups["memory"]), NUM_PRICES)
+        config, factor = self.config, factor.reshape(-1, NUM_PRICES)
         cost: Tensor = priced_cost(
             groups,
             config.congestion_price * factor[:, 0, None, None],

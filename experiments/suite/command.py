@@ -15,6 +15,7 @@ from agents.lookahead import Lookahead
 from agents.planners.catalog import planner_names
 from agents.rules.catalog import rule_names
 from agents.scheduler import Planner
+from agents.shipped import policy_file
 from experiments.compare import decision_us
 from experiments.files import require_writable, write_json
 from experiments.scenario import Split
@@ -39,7 +40,8 @@ class Suite:
 
     Attributes:
         out: folder for results and for the cache.
-        policy: a learned policy, as `train` saves it.
+        policy: a learned policy, as `train` saves it; the one that comes with the package by default.
+        no_policy: leave learned policies out.
         shield: let the policy play under a shield as well: the rule that it started from decides where the policy is
             not sure to be better, and it is held to a budget against that rule.
         lookahead: let the policy play again, trying placements in the model before each decision.
@@ -57,6 +59,7 @@ class Suite:
 
     out: Path = Path("results/suite")
     policy: Path | None = None
+    no_policy: bool = False
     shield: bool = False
     lookahead: bool = False
     families: tuple[str, ...] = ()
@@ -139,6 +142,10 @@ class Suite:
                 raise ValueError(f"rule must be one of {', '.join(known)}, got {name!r}.")
         if self.rules and not set(self.rules) & set(rule_names()):
             raise ValueError(f"--rules must name a rule besides planners, got {', '.join(self.rules)}.")
+        policy = policy_file(self.policy, self.no_policy)
+        for option, wanted in (("--lookahead", self.lookahead), ("--shield", self.shield)):
+            if wanted and policy is None:
+                raise ValueError(f"{option} needs a policy, got --no-policy.")
         definition = read_definition(self.definition or (QUICK if self.quick else STANDARD))
         definition = definition.chosen(self.families, self.machines)
         if self.episodes is not None:
@@ -153,12 +160,8 @@ class Suite:
             except ValueError as error:
                 reason = error.__cause__.strerror if isinstance(error.__cause__, OSError) else error
                 raise ValueError(f"--out must be a folder to write in, got {str(self.out)!r}: {reason}.") from error
-        if self.lookahead and self.policy is None:
-            raise ValueError("--lookahead needs a policy that proposes placements, got no --policy.")
-        if self.shield and self.policy is None:
-            raise ValueError("--shield needs a policy to shield, got no --policy.")
         planners = [name for name in planner_names() if not self.rules or name in self.rules]
-        learned = [] if self.policy is None else [LearnedPlayer.read(self.policy)]
+        learned = [] if policy is None else [LearnedPlayer.read(policy)]
         looking = [LookaheadPlayer.of(player) for player in learned if self.lookahead]
         shielded = [ShieldedPlayer.over(player) for player in learned if self.shield]
         return definition, [*map(PlannerPlayer, planners), *learned, *looking, *shielded]
