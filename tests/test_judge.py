@@ -196,7 +196,7 @@ def test_what_cannot_be_paired_is_refused():
 TIMES = st.lists(st.tuples(*[st.floats(0.1, 10.0)] * 4), min_size=2, max_size=6)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(TIMES, st.floats(0.2, 5.0))
 def test_a_referee_in_whose_world_everything_takes_longer_by_a_factor_agrees(times, factor):
     policy, rule = np.array(times)[:, :1], np.array(times)[:, 1:2]
@@ -205,7 +205,7 @@ def test_a_referee_in_whose_world_everything_takes_longer_by_a_factor_agrees(tim
     assert found.agree == found.told
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(TIMES)
 def test_policy_and_rule_change_places(times):
     values = np.array(times)
