@@ -48,7 +48,7 @@ fidelity: $(READY)
 SHIPPED := runs/shipped
 train-shipped: $(READY)
 	$(BIN)/numa-rl train --scenario suite --out $(SHIPPED) --overwrite --validate-every 16 --validation-episodes 288 \
-		--teacher.labels 1600000 --teacher.depth 40 --teacher.memory 8
+		--teacher.labels 1400000 --teacher.depth 40 --teacher.memory 8
 	$(BIN)/numa-rl suite --policy $(SHIPPED)/policy.safetensors --shield --lookahead --out results/shipped
 	$(BIN)/numa-rl ship --run-folder $(SHIPPED) --suite results/shipped
 

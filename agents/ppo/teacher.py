@@ -251,7 +251,8 @@ def teacher_loss(scorer: PairScorer, labels: Labels, config: TeacherConfig) -> T
     floor = want.amax(1, keepdim=True) - HOPELESS
     hopeless = want < floor
     want = want.maximum(floor)
-    error = got - got.mean(1, keepdim=True) - want + want.mean(1, keepdim=True)
+    told_apart = ~hopeless / (~hopeless).sum(1, keepdim=True)  # the hopeless have no say in where the others' mean lies
+    error = got - want - ((got - want) * told_apart).sum(1, keepdim=True)
     error = torch.where(hopeless, error.clamp(min=0.0), error)
     fit = nn.functional.huber_loss(error, torch.zeros(()).expand_as(error), reduction="none")
     loss = (fit * (unit / scale).clamp(max=MOST_WEIGHT)).mean()
