@@ -28,6 +28,7 @@ from experiments.ship import Ship
 from experiments.studies.ablations import Ablations
 from experiments.studies.adversarial import Adversarial
 from experiments.studies.case_200t import Case200T
+from experiments.studies.learning import Learning
 from experiments.studies.listing import StudyList
 from experiments.studies.measured import MeasuredMachines
 from experiments.suite.command import Suite
@@ -50,6 +51,7 @@ Study = (
     | Annotated[Adversarial, tyro.conf.subcommand("adversarial")]
     | Annotated[Case200T, tyro.conf.subcommand("case-200t")]
     | Annotated[Fidelity, tyro.conf.subcommand("fidelity")]
+    | Annotated[Learning, tyro.conf.subcommand("learning")]
     | Annotated[MeasuredMachines, tyro.conf.subcommand("machines")]
     | Annotated[Referee, tyro.conf.subcommand("referee")]
     | Annotated[StudyList, tyro.conf.subcommand("list")]

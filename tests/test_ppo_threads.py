@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from agents.ppo import threads
-from agents.ppo.threads import STEPS, WARM_UP, measured_threads
+from agents.ppo.config import PolicyConfig
+from agents.ppo.scorer import PairScorer
+from agents.ppo.threads import STEPS, WARM_UP, gradient_step, measured_threads
+from envs.observation import ObservationLayout
 
 
 @pytest.fixture(autouse=True)
@@ -99,3 +102,11 @@ def test_a_gradient_step_is_measured_and_leaves_a_number_that_the_machine_has():
     count = measured_threads(lambda: layer(torch.ones(4, 8)).sum().backward(), most=2)
     assert count in (1, 2)
     assert torch.get_num_threads() == count
+
+
+def test_the_step_that_is_measured_teaches_nothing():
+    scorer = PairScorer(ObservationLayout(4), PolicyConfig(node_width=6, pair_width=5))
+    before = {name: value.clone() for name, value in scorer.state_dict().items()}
+    gradient_step(scorer, rows=8)
+    assert all(torch.equal(before[name], value) for name, value in scorer.state_dict().items())
+    assert all(parameter.grad is None for parameter in scorer.parameters())

@@ -19,7 +19,7 @@ LABELS_FORMAT = "numa-rl labels 2"
 def moments(which: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """A copy of what an optimiser remembers, by names that begin with its own."""
     state = optimizer.state_dict()["state"]
-    return {f"{which}.{i}.{name}": value.clone() for i, values in state.items() for name, value in values.items()}
+    return {f"{which}.{i}.{name}": value.cpu().clone() for i, values in state.items() for name, value in values.items()}
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

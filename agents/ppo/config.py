@@ -53,6 +53,8 @@ class NetworkConfig:
         for group in self.blind_to:
             if group not in HIDEABLE:
                 raise ValueError(f"policy: blind_to must be among {', '.join(HIDEABLE)}, got {group!r}.")
+        if self.encoder == "flat" and self.heads != "joint":
+            raise ValueError(f"policy: heads must be joint where the encoder is flat, got {self.heads!r}.")
         for name, known in (("encoder", ENCODERS), ("heads", HEADS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"policy: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
@@ -241,12 +243,18 @@ class TrainingConfig(NetworkConfig):
 
     Attributes:
         seed: of all that is random.
+        device: where torch learns: "cpu", "cuda", or "auto" for a GPU if there is one. Machines are always simulated on
+            the processor.
+        measure_threads: let torch use as many threads as a measurement at the start finds faster, one on a busy machine.
+            The last bits of sums may then differ between runs.
         validate_every: updates between two validations.
         teacher: the first phase.
         ppo: the second phase.
     """
 
     seed: int = 0
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    measure_threads: bool = False
     validate_every: int = 4
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     ppo: PPOConfig = field(default_factory=PPOConfig)

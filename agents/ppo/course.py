@@ -17,6 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,14 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from agents.evaluation import evaluate
 from agents.ppo.checkpoint import moments, read_labels, restore_optimizer, under, write_labels
 from agents.ppo.config import TrainingConfig, as_json
+from agents.ppo.devices import chosen_device
+from agents.ppo.memory import keep_freed_memory
 from agents.ppo.policy import PlacementPolicy, prior_config
 from agents.ppo.scorer import PairScorer
 from agents.ppo.scorers import make_scorer
 from agents.ppo.storage import LearnedScheduler, load_weights, read_tensors, save_policy, write_tensors
 from agents.ppo.teacher import Labeller, Labels, by_size, joined, learn
+from agents.ppo.threads import gradient_step, measured_threads
 from agents.ppo.training import Progress
 from agents.rules.greedy import PricedGreedy
 from agents.seen import Seen
@@ -104,6 +108,7 @@ class Course:
     ) -> None:
         """Make the policy."""
         torch.set_num_threads(1)
+        keep_freed_memory()
         set_random_seed(config.seed)
         self.lessons = lessons
         self.exams = exams
@@ -119,9 +124,13 @@ class Course:
             lambda _: config.teacher.learning_rate,
             config=prior_config(config, rule),
         )
+        device = chosen_device(config.device)
+        self.policy.to(device)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=config.teacher.learning_rate)
         # What is judged and kept: the weights' running average, for lessons pull them to and fro.
-        self.average = make_scorer(self.policy.layout, self.policy.config)
+        if config.measure_threads:
+            measured_threads(partial(gradient_step, self.policy.scorer))
+        self.average = make_scorer(self.policy.layout, self.policy.config).to(device)
         self.average.load_state_dict(self.policy.scorer.state_dict())
         self.memory: list[list[Labels]] = []
         self.update = 0  # updates done

@@ -128,7 +128,7 @@ class PairScorer(nn.Module):
     def logits(self, rows: Float32) -> Float32:
         """The logits of numpy rows, without learning from them, shape (B, N * N)."""
         with torch.no_grad():
-            logits: Float32 = self(torch.from_numpy(rows))[0].numpy()
+            logits: Float32 = self(torch.from_numpy(rows).to(self.log_scale.device))[0].cpu().numpy()
         return logits
 
     def _encode_nodes(self, groups: Mapping[str, Tensor], ratio: Tensor, lowest: Tensor, is_open: Tensor) -> Tensor:

@@ -242,9 +242,9 @@ def teacher_loss(scorer: PairScorer, labels: Labels, config: TeacherConfig) -> T
     best of them, in units of what a decision costs: it spends the network on differences that change decisions.
     """
     scorer = scorer.on(ObservationLayout.of_size(labels.observation.shape[1]))
-    rows, candidates = torch.from_numpy(labels.observation), torch.from_numpy(labels.candidates)
-    cost = torch.from_numpy(labels.cost.astype(np.float32))
-    scale = torch.from_numpy(labels.scale.astype(np.float32)).unsqueeze(1)
+    numbers = (labels.observation, labels.candidates, np.float32(labels.cost), np.float32(labels.scale))
+    rows, candidates, cost, scale = (torch.from_numpy(array).to(scorer.log_scale.device) for array in numbers)
+    scale = scale.unsqueeze(1)
     logits = scorer(rows)[0].gather(1, candidates)
     unit = scorer.unit_cost(rows).unsqueeze(1)
     got, want = logits / scorer.log_scale.exp(), -cost / unit

@@ -19,6 +19,8 @@ from collections.abc import Callable
 
 import torch
 
+from agents.ppo.scorer import PairScorer
+
 WARM_UP = 2  # steps before the clock: the first ones allocate and start threads
 STEPS = 5  # timed with each number of threads, in turn
 NEEDED_GAIN = 1.25  # more threads must be so many times faster: a busy minute later costs more than a quarter
@@ -58,6 +60,14 @@ def measured_threads(step: Callable[[], object], most: int | None = None) -> int
         count *= 2
     torch.set_num_threads(best)
     return best
+
+
+def gradient_step(scorer: PairScorer, rows: int = 1024) -> None:
+    """A step like those of training, in time and memory; nothing is learned from it."""
+    observation = torch.ones(rows, scorer.layout.size, device=scorer.log_scale.device)
+    logits, values = scorer(observation)
+    (logits.sum() + values.sum()).backward()
+    scorer.zero_grad()
 
 
 def _seconds(step: Callable[[], object], threads: int, limit_s: float = math.inf) -> list[float]:

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,12 @@ from agents.evaluation import evaluate
 from agents.ppo.checkpoint import moments, read_labels, restore_optimizer, under, write_labels
 from agents.ppo.config import TrainingConfig, as_json
 from agents.ppo.dashboard import Dashboard
+from agents.ppo.devices import chosen_device
+from agents.ppo.memory import keep_freed_memory
 from agents.ppo.policy import PlacementPolicy, prior_config
 from agents.ppo.storage import LearnedScheduler, load_weights, read_tensors, save_policy, write_tensors
 from agents.ppo.teacher import RolloutTeacher, joined
+from agents.ppo.threads import gradient_step, measured_threads
 from agents.rules.greedy import PricedGreedy
 from agents.vec_env import NumaVecEnv
 from envs.world import Rows, World
@@ -101,6 +105,7 @@ class Trainer:
     ) -> None:
         """Make the policy and both phases' machinery."""
         torch.set_num_threads(1)
+        keep_freed_memory()
         set_random_seed(config.seed)
         self.config = config
         self.validation = validation
@@ -127,7 +132,7 @@ class Trainer:
             ent_coef=ppo.ent_coef,
             target_kl=ppo.target_kl,
             seed=config.seed,
-            device="cpu",
+            device=chosen_device(config.device),
             policy_kwargs={
                 "config": prior_config(config, rule),
             },
@@ -135,6 +140,8 @@ class Trainer:
         policy = self.model.policy
         assert isinstance(policy, PlacementPolicy)
         self.policy = policy
+        if config.measure_threads:
+            measured_threads(partial(gradient_step, policy.scorer))
         self.teacher = RolloutTeacher(train, rule, policy, config.teacher)
         self.dashboard = Dashboard(folder, self.model, train.weights.reference_s, self.rule_costs)
         self.update = 0  # updates done
@@ -271,7 +278,7 @@ class Trainer:
 
     def _take_snapshot(self, rows: Rows) -> None:
         """Copy all that the run needs to go on from here."""
-        tensors = {f"policy.{name}": tensor.clone() for name, tensor in self.policy.scorer.state_dict().items()}
+        tensors = {f"policy.{name}": tensor.cpu().clone() for name, tensor in self.policy.scorer.state_dict().items()}
         for which, optimizer in self._optimizers.items():
             tensors |= moments(which, optimizer)
         for name, array in _row_arrays(self.env if rows is self.env.rows else None, rows).items():

@@ -14,9 +14,11 @@ from typing import Any
 from rich.console import Console
 
 from experiments.fidelity.cells import Plan
+from experiments.fidelity.judge_play import Judge
+from experiments.fidelity.judge_report import remarks
 from experiments.fidelity.laws import LAWS
 from experiments.fidelity.outputs import rows_csv, tables_rst
-from experiments.fidelity.play import Judge, play_cells
+from experiments.fidelity.play import play_cells
 from experiments.fidelity.referee import find_simgrid, play, simgrid_version
 from experiments.fidelity.report import decisions, laws_sheet, sheets
 from experiments.fidelity.rows import Judged, Law, Row, compare, row_of
@@ -28,7 +30,6 @@ from experiments.suite.sources import versions
 from experiments.tune import require_at_least
 from numa_rl.wording import counted
 
-MOST_FAILURES = 3  # that are told one by one
 QUICK = Plan(
     families=("stream", "workflow", "all-reduce"),
     machines=("xeon-8269cy", "r815"),
@@ -174,17 +175,7 @@ class Study:
     @property
     def remarks(self) -> list[str]:
         """What the referee could not play, or only by leaving something out."""
-        lines = [f"Left out: {line}" for line in self.failures[:MOST_FAILURES]]
-        if len(self.failures) > MOST_FAILURES:
-            lines.append(f"Left out for like reasons: {len(self.failures) - MOST_FAILURES} more, which --json names.")
-        shares = [played.left_out for judged in (*self.plain, *self.factored) for played in judged.played]
-        eased = [share for share in shares if share > 0.0]
-        if eased:
-            lines.append(
-                f"In {len(eased)} of {len(shares)} replays SimGrid's solver ended only without uses of resources that "
-                f"take less than {max(eased):.1g} of an activity's time."
-            )
-        return lines
+        return remarks([*self.plain, *self.factored], self.failures)
 
     def sheets(self, laws: Mapping[str, Law] = {}) -> list[Sheet]:
         """All tables, with one of these laws if there are any."""

@@ -12,6 +12,7 @@ from experiments.fidelity.study import Fidelity
 from experiments.studies.ablations import Ablations
 from experiments.studies.adversarial import Adversarial
 from experiments.studies.case_200t import Case200T
+from experiments.studies.learning import Learning
 from experiments.studies.measured import MeasuredMachines
 
 STUDIES = {
@@ -19,6 +20,7 @@ STUDIES = {
     "adversarial": Adversarial,
     "case-200t": Case200T,
     "fidelity": Fidelity,
+    "learning": Learning,
     "machines": MeasuredMachines,
     "referee": Referee,
 }
