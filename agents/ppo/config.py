@@ -245,8 +245,8 @@ class TrainingConfig(NetworkConfig):
         seed: of all that is random.
         device: where torch learns: "cpu", "cuda", or "auto" for a GPU if there is one. Machines are always simulated on
             the processor.
-        measure_threads: let torch use as many threads as a measurement at the start finds faster, one on a busy machine.
-            The last bits of sums may then differ between runs.
+        measure_threads: let torch use as many threads as a measurement at the start finds faster; one if the machine is
+            busy. The last bits of sums may then differ between runs.
         validate_every: updates between two validations.
         teacher: the first phase.
         ppo: the second phase.
