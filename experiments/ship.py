@@ -136,8 +136,12 @@ def _facts(about: dict[str, Any], told: dict[str, Any], digest: str, size: int) 
     """What the card says of the file and of how it was made."""
     config, training, cells = about["config"], about["training"], about["cells"]
     teacher = training["teacher"]
-    held_out = set(told["cells"]) - set(cells)
+    held_out = [name for name in told["cells"] if name not in cells]
     families, machines = (dict.fromkeys(name.split("/")[part] for name in cells) for part in (0, 1))
+    others = [dict.fromkeys(name.split("/")[part] for name in held_out) for part in (0, 1)]
+    unseen = [
+        name for some, seen in zip(others, (families, machines), strict=True) for name in some if name not in seen
+    ]
     return {
         "file": f"`policy.safetensors`, {size} bytes, SHA-256 `{digest}`",
         "network": f"node width {config['node_width']}, pair width {config['pair_width']}; equivariant to node order",
@@ -148,7 +152,7 @@ def _facts(about: dict[str, Any], told: dict[str, Any], digest: str, size: int) 
         f"{teacher['num_candidates']} placements each, tried {teacher['depth']} decisions ahead",
         "families": ", ".join(families),
         "machines": f"{', '.join(machines)}; {teacher['drawn_share']:.0%} of lessons on machines drawn at random",
-        "never seen": f"{counted(len(held_out), 'cell')}: two machines, and one family, held out",
+        "never seen": f"{', '.join(unseen) or 'nothing'}; {counted(len(held_out), 'cell')} of the suite",
         "validation": f"{about['validation_gap']:+.2%} against priced greedy with one setting, mean of training cells",
     }
 
