@@ -24,7 +24,7 @@ test: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(SPHINX)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # The same tests on other random examples each time, for hours if you like.
 fuzz: $(READY)

@@ -29,6 +29,8 @@ from experiments.suite.sources import KINDS, code_digest, versions
 from experiments.tune import require_at_least, world_of
 from numa_rl.wording import counted
 
+SUITE = "suite"  # what a policy's file says of one that `train --scenario suite` made
+
 
 @dataclass(frozen=True)
 class Suite:
@@ -91,12 +93,7 @@ class Suite:
         console.print(_opening(definition, cells, runner.workers), soft_wrap=True, highlight=False, markup=False)
         for player in others:
             if isinstance(player, LearnedPlayer):
-                console.print(
-                    f"The policy was trained on {player.trained_on}; what it does there says nothing of elsewhere.",
-                    soft_wrap=True,
-                    highlight=False,
-                    markup=False,
-                )
+                console.print(_trained_on(player), soft_wrap=True, highlight=False, markup=False)
         with console.status("") as status:
             runner = replace(runner, on_progress=lambda part, done, of: status.update(f"{part}: {done} of {of} pieces"))
             names = [name for name in rule_names() if not self.rules or name in self.rules]
@@ -165,6 +162,13 @@ class Suite:
         looking = [LookaheadPlayer.of(player) for player in learned if self.lookahead]
         shielded = [ShieldedPlayer.over(player) for player in learned if self.shield]
         return definition, [*map(PlannerPlayer, planners), *learned, *looking, *shielded]
+
+
+def _trained_on(player: LearnedPlayer) -> str:
+    """What the policy has seen, and what its results say therefore."""
+    if player.trained_on == SUITE:
+        return "The policy was trained on the suite's training cells and never on those held out."
+    return f"The policy was trained on {player.trained_on}; what it does there says nothing of elsewhere."
 
 
 def _opening(definition: Definition, cells: list[Cell], workers: int) -> str:
