@@ -49,7 +49,7 @@ SHIPPED := runs/shipped
 train-shipped: $(READY)
 	$(BIN)/numa-rl train --scenario suite --out $(SHIPPED) --overwrite --validate-every 16 --validation-episodes 288 \
 		--teacher.labels 1400000 --teacher.depth 40 --teacher.memory 8
-	$(BIN)/numa-rl suite --policy $(SHIPPED)/policy.safetensors --shield --lookahead --out results/shipped
+	$(BIN)/numa-rl suite --policy $(SHIPPED)/policy.safetensors --shield --lookahead --no-oracle --out results/shipped
 	$(BIN)/numa-rl ship --run-folder $(SHIPPED) --suite results/shipped
 
 docs: $(READY)
