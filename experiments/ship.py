@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from agents.shipped import MODEL_CARD, POLICY
@@ -93,6 +92,8 @@ class Ship:
 
 def _suite_about(path: Path) -> dict[str, Any]:
     """What a suite's table says of itself."""
+    import pyarrow.parquet as pq  # takes a second
+
     try:
         about: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {})[b"suite"])
     except (OSError, ValueError, KeyError) as error:

@@ -78,6 +78,15 @@ def test_the_metrics_are_in_the_json_by_the_chapters_names(file: str):
         assert entry["load_balance_mean"] == pytest.approx(np.mean(entry["by_episode"]["B_load"]))
 
 
+def test_the_policy_that_comes_with_the_package_plays_unless_it_is_left_out(file: str):
+    names = []
+    for without in (False, True):
+        Compare(file, no_policy=without, episodes=2, json=Path("c.json")).run()
+        names.append([entry["name"] for entry in json.loads(Path("c.json").read_text())["schedulers"]])
+    assert sorted(names[0]) == sorted([*rule_names(), "learned"])
+    assert sorted(names[1]) == sorted(rule_names())
+
+
 def without_times(results: dict[str, Any]) -> dict[str, Any]:
     for scheduler in results["schedulers"]:
         assert scheduler.pop("decision_us") > 0
@@ -85,7 +94,7 @@ def without_times(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_compare_ranks_all_rules_and_writes_everything(file: str, capsys: pytest.CaptureFixture[str]):
-    Compare(file, episodes=5, json=Path("new/folder/c.json"), plot=Path("c.png")).run()
+    Compare(file, no_policy=True, episodes=5, json=Path("new/folder/c.json"), plot=Path("c.png")).run()
     results = json.loads(Path("new/folder/c.json").read_text())
     assert sorted(entry["name"] for entry in results["schedulers"]) == sorted(rule_names())
     costs = [entry["cost"]["estimate"] for entry in results["schedulers"]]
@@ -168,7 +177,7 @@ def test_tune_prints_what_it_brought_and_compare_uses_it(file: str, capsys: pyte
     assert "results/small/tuned.json" in out
     content = json.loads(Path("results/small/tuned.json").read_text())
     assert (content["episodes"], content["settings"], content["seed"]) == (4, 4, 0)
-    Compare(file, episodes=2, json=Path("c.json")).run()
+    Compare(file, no_policy=True, episodes=2, json=Path("c.json")).run()
     used = {entry["name"]: entry["parameters"] for entry in json.loads(Path("c.json").read_text())["schedulers"]}
     assert used == {entry["name"]: entry["parameters"] for entry in content["rules"]}
 
