@@ -382,9 +382,11 @@ def test_in_a_comparison_it_stands_beside_its_policy(untrained: Path, tmp_path: 
 # Bad values.
 
 
-@pytest.mark.parametrize("command", [Suite(lookahead=True), Compare("stream-cube", lookahead=True)])
+@pytest.mark.parametrize(
+    "command", [Suite(no_policy=True, lookahead=True), Compare("stream-cube", no_policy=True, lookahead=True)]
+)
 def test_without_a_policy_nothing_proposes_placements(command: Suite | Compare, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"--lookahead needs a policy that proposes placements, got no --policy"):
+    with pytest.raises(ValueError, match=r"--lookahead needs a policy, got --no-policy"):
         (replace(command, out=tmp_path) if isinstance(command, Suite) else command).run()
 
 
