@@ -1,5 +1,6 @@
 """The suite as it runs: cached by content, resumable, the same bits for any number of processes."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -16,6 +17,7 @@ from small_suite import RULES, small, write_definition
 
 from agents.evaluation import evaluate
 from agents.rules.catalog import make_rule
+from agents.shipped import POLICY
 from envs.observation import ObservationLayout
 from experiments.scenario import Split
 from experiments.suite import work
@@ -231,8 +233,9 @@ def test_the_table_has_a_row_for_each_cell_scheduler_and_episode_and_says_what_i
 ):
     play(tmp_path, "out", seed=5, workers=1)
     table = pq.read_table(tmp_path / "out" / "suite.parquet")
-    # In training cells 3 rules, one of them twice, and a planner; elsewhere each once; everywhere the oracle, twice.
-    assert table.num_rows == 2 * 5 * 3 + 4 * 4 * 3 + 6 * 2
+    # In training cells 3 rules, one of them twice, and a planner; elsewhere each once; everywhere the policy that comes
+    # with the package, and the oracle, twice.
+    assert table.num_rows == 2 * 5 * 3 + 4 * 4 * 3 + 6 * 3 + 6 * 2
     rows = table.to_pylist()
     keys = {(row["cell"], row["scheduler"], row["tuning"], row["episode"]) for row in rows}
     assert len(keys) == table.num_rows
@@ -240,6 +243,7 @@ def test_the_table_has_a_row_for_each_cell_scheduler_and_episode_and_says_what_i
     about = json.loads(table.schema.metadata[b"suite"])
     assert about["seed"] == 5
     assert about["counts"]["test_episodes"] == 3
+    assert about["policies"] == {"learned": hashlib.sha256(POLICY.read_bytes()).hexdigest()}
     assert set(about["versions"]) == {"numa-rl", "python", "numpy", "numba", "scipy"}
     assert about["cells"] == {cell.name: cell.scenario.content_hash for cell in small(tmp_path).cells()}
     cell = small(tmp_path).cells()[0]
