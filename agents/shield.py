@@ -150,5 +150,4 @@ def shielded(
 
 def prior_rule(policy: LearnedScheduler) -> PricedGreedy:
     """The priced greedy rule that a policy started from."""
-    config = policy.scorer.config
-    return PricedGreedy(config.congestion_price, config.crowding_price, config.migration_share, config.alpha)
+    return LogitScores(policy).rule
