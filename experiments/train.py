@@ -147,7 +147,8 @@ def train_policy(train: Train, folder: Path, console: Console, *, resume: bool =
             bar.stop()
             console.print(f"Stopped and saved. Go on with: numa-rl train --resume {folder}", highlight=False)
             raise SystemExit(INTERRUPTED) from None
-    console.print(f"Kept: {run.best_gap:+.2%} against the best rule on validation episodes.", highlight=False)
+    rule = "priced greedy with one setting for all cells" if train.scenario == SUITE else "the best rule"
+    console.print(f"Kept: {run.best_gap:+.2%} against {rule} on validation episodes.", highlight=False)
     console.print(f"Policy: {run.policy_path}\nTensorBoard: tensorboard --logdir {folder.parent}", highlight=False)
     return run.policy_path
 
