@@ -10,7 +10,8 @@ import tyro
 from rich.console import Console
 
 from agents.ppo.config import TrainingConfig
-from experiments.compare import compare, print_comparison
+from experiments.comparison import compare
+from experiments.comparison_report import print_comparison
 from experiments.files import write_json
 from experiments.scenario import load_scenario
 from experiments.train import Train, prepare, train_policy

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 if TYPE_CHECKING:
-    from experiments.compare import Comparison
+    from experiments.comparison import Comparison
 
 LEARNED, BEST, OTHER = "#d1495b", "#1b4965", "#7a8b99"
 LOG_BEYOND = 5.0  # costs that spread over more than this ratio are drawn on a logarithmic axis

@@ -13,7 +13,9 @@ from rich.console import Console
 from agents.evaluation import evaluate
 from agents.rules.catalog import make_rule, rule_names
 from envs.world import World
-from experiments.compare import Compare, Comparison, compare, print_comparison, summary
+from experiments.compare import Compare
+from experiments.comparison import Comparison, compare
+from experiments.comparison_report import print_comparison, summary
 from experiments.plots import plot_costs
 from experiments.scenario import Scenario, Split, load_scenario
 from experiments.tune import Tune, load_or_tune, tune_rules, tuned_path

@@ -16,7 +16,7 @@ from agents.planners.catalog import planner_names
 from agents.rules.catalog import rule_names
 from agents.scheduler import Planner
 from agents.shipped import policy_file
-from experiments.compare import decision_us
+from experiments.comparison import decision_us
 from experiments.files import require_writable, write_json
 from experiments.scenario import Split
 from experiments.suite.cache import Cache
