@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from agents.explain_attribution import Attribution, attribute
 from agents.explain_differences import FOLLOWED
@@ -20,7 +19,7 @@ from agents.ppo.storage import LearnedScheduler
 from agents.rollouts import Rollouts
 from agents.rules.base import Rule
 from agents.rules.greedy import PricedGreedy
-from envs.observation import Observer
+from envs.observation import ObservationLayout, Observer
 from envs.world import World
 from numa_rl.simulator.simulator import Simulator
 
@@ -121,12 +120,11 @@ def second_choice(policy: LearnedScheduler, observation: npt.NDArray[Any], pair:
     Raises:
         ValueError: no other placement is open.
     """
-    layout = policy.scorer.layout
+    layout = ObservationLayout.of_size(observation.shape[1])
     groups = layout.split(observation)
     is_open = (groups["task_mask"][0, :, None] * groups["data_mask"][0] > 0).ravel()
     is_open[pair] = False
     if not is_open.any():
         raise ValueError("the machine must leave a choice to be explained, got a task with one placement.")
-    with torch.no_grad():
-        logits, _ = policy.scorer(torch.from_numpy(observation))
-    return int(np.where(is_open, logits[0].numpy(), -np.inf).argmax())
+    logits = policy.scorer.on(layout).logits(observation)[0]
+    return int(np.where(is_open, logits, -np.inf).argmax())

@@ -271,6 +271,15 @@ def test_where_the_rule_agrees_the_second_choice_is_explained():
     assert found.attribution.difference >= 0.0
 
 
+def test_the_second_choice_of_a_policy_that_was_loaded_is_one_on_the_machine_at_hand():
+    rule = PricedGreedy(alpha=WEIGHTS.alpha)
+    loaded, fitting = (make_scorer(ObservationLayout(n), PolicyConfig(alpha=WEIGHTS.alpha)) for n in (1, 4))
+    loaded.load_state_dict(fitting.state_dict())
+    first, second = (explain_decision(stream(), LearnedScheduler(s), rule, rule, 0, 5) for s in (loaded, fitting))
+    assert first.agrees
+    assert first.pairs == second.pairs
+
+
 def test_every_input_belongs_to_one_subject_and_subjects_add_up():
     found = some_decision(Greedy())
     named = [name for subject in SUBJECTS for name in subject.inputs]
