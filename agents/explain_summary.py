@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from agents.explain_differences import Differences, Kind
 from agents.explain_tree import Leaf, SmallTree, fit_tree
-from agents.statistics import Interval, mean_interval
+from agents.statistics import Interval, ratio_interval
 
 Bool = npt.NDArray[np.bool_]
 
@@ -83,11 +83,11 @@ def summarise(differences: Differences, rng: np.random.Generator) -> Summary:
 
 
 def _gain(differences: Differences, rows: Bool, rng: np.random.Generator) -> Gain:
-    """The gain of some decisions; intervals are over the episodes that have any."""
+    """The gain of some decisions, each as heavy as the others; intervals are over the episodes that have any."""
     count = rows.sum(axis=1)
     has = count > 0
     now, later = (
-        mean_interval(np.where(rows, values, 0.0).sum(axis=1)[has] / count[has], rng)
+        ratio_interval(np.where(rows, values, 0.0).sum(axis=1)[has], count[has], rng)
         for values in (differences.gain_now, differences.gain)
     )
     gained = differences.gain[rows]

@@ -220,8 +220,10 @@ def test_gains_count_where_they_belong():
     assert sum(summary.gains[kind].count for kind in kinds) == summary.gains[None].count == differences.differs.sum()
     assert summary.gains[None].share == pytest.approx(differences.differs.mean())
     assert not differences.gain[~differences.differs].any()
-    per_episode = [differences.gain[e][differences.differs[e]].mean() for e in range(4) if differences.differs[e].any()]
-    assert summary.gains[None].later.estimate == pytest.approx(np.mean(per_episode))
+    assert np.unique(differences.differs.sum(axis=1)).size > 1
+    assert summary.gains[None].later.estimate == pytest.approx(differences.gain[differences.differs].mean())
+    saved = sum(summary.gains[kind].count * summary.gains[kind].now.estimate for kind in kinds)
+    assert saved == pytest.approx(differences.gain_now.sum())
     assert differences.differs[2, differences.most_telling(2)]
 
 
