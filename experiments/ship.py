@@ -12,7 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from agents.shipped import MODEL_CARD, POLICY
-from experiments.files import require_writable, write_bytes
+from experiments.files import require_outputs, write_bytes
+from experiments.train import SUITE
 from numa_rl.wording import counted
 
 MOST_BYTES = 1_000_000  # what a package should carry
@@ -25,13 +26,13 @@ observation of `envs` and scores every (task node, data node) pair. Its prior is
 
 {facts}
 
-## Scores on the test episodes of the standard suite
+## Scores on the test episodes of the suite
 
 {scores}
 
 one setting: interquartile mean of normalised cost, against that of the best rule with one setting for the whole suite.
 each cell's best: mean over cells, against the best rule of each, tuned to it. headroom: share of what a clairvoyant
-oracle saves. All with 95% intervals, paired by episode.
+oracle saves, "-" where none played. In brackets 95% intervals, paired by episode.
 
 Where it is worst against the best rule of a cell:
 
@@ -62,32 +63,39 @@ class Ship:
     run_folder: Path
     suite: Path
     policy: Path = POLICY
-    card: Path = MODEL_CARD
+    card: Path | None = None
 
     def run(self) -> None:
         """Check that run and suite belong together, and write.
 
         Raises:
-            ValueError: a file is missing or damaged, or the suite was played by another policy.
+            ValueError: a file is missing or damaged, the run is not of the suite, or another policy played the suite.
         """
         from agents.ppo.storage import load_policy  # torch takes seconds
 
         source = self.run_folder / "policy.safetensors"
         _, about = load_policy(source)
+        if about.get("scenario") != SUITE:
+            raise ValueError(f"{source}: must be trained on {SUITE!r}, got one trained on {about.get('scenario')!r}.")
         content = source.read_bytes()
         if len(content) > MOST_BYTES:
             raise ValueError(f"{source}: a policy to ship must have at most {MOST_BYTES} bytes, got {len(content)}.")
         digest = hashlib.sha256(content).hexdigest()
         told = _suite_about(self.suite / "suite.parquet")
-        played = told.get("policies", {})
+        played = told["policies"]
         if digest not in played.values():
             raise ValueError(f"{self.suite}: the suite must have been played by {source}, got policies {played}.")
-        for path, option in ((self.policy, "--policy"), (self.card, "--card")):
-            require_writable(path, option)
-        card = model_card(about, told, self.suite, digest, len(content))
+        place = self.card or self.policy.with_name(MODEL_CARD.name)
+        require_outputs({"--policy": self.policy, "--card": place}, {"the run's policy": source})
+        try:
+            card = model_card(about, told, self.suite, digest, len(content))
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{source}, {self.suite}: not a run and its suite: {type(error).__name__} {error}."
+            ) from error
         write_bytes(self.policy, content)
-        write_bytes(self.card, card.encode())
-        Console().print(f"Shipped: {self.policy}, {len(content)} bytes\nModel card: {self.card}", highlight=False)
+        write_bytes(place, card.encode())
+        Console().print(f"Shipped: {self.policy}, {len(content)} bytes\nModel card: {place}", highlight=False)
 
 
 def _suite_about(path: Path) -> dict[str, Any]:
@@ -95,7 +103,9 @@ def _suite_about(path: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq  # takes a second
 
     try:
-        about: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {})[b"suite"])
+        about = json.loads((pq.read_schema(path).metadata or {})[b"suite"])
+        if not isinstance(about, dict) or not isinstance(about.get("policies"), dict):
+            raise ValueError("a file that names no policies")
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: must be the table of a suite that was played, got {error}.") from error
     return about
@@ -105,9 +115,12 @@ def _rows(path: Path) -> list[list[str]]:
     """A table's rows, the headers first."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.reader(file))
+            rows = list(csv.reader(file))
+        if not rows:
+            raise csv.Error("an empty file")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: must be a table of a suite that was played, got {error}.") from error
+    return rows
 
 
 def model_card(about: dict[str, Any], told: dict[str, Any], suite: Path, digest: str, size: int) -> str:
@@ -154,6 +167,8 @@ def _facts(about: dict[str, Any], told: dict[str, Any], digest: str, size: int) 
         "families": ", ".join(families),
         "machines": f"{', '.join(machines)}; {teacher['drawn_share']:.0%} of lessons on machines drawn at random",
         "never seen": f"{', '.join(unseen) or 'nothing'}; {counted(len(held_out), 'cell')} of the suite",
+        "suite": f"{told['description']}: {counted(len(told['cells']), 'cell')}, "
+        f"{counted(told['counts']['test_episodes'], 'test episode')} each, seed {told['seed']}",
         "validation": f"{about['validation_gap']:+.2%} against priced greedy with one setting, mean of training cells",
     }
 

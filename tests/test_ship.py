@@ -13,7 +13,7 @@ from test_course import CONFIG, RULE
 from agents.ppo.config import as_json
 from agents.ppo.course import Course
 from agents.ppo.storage import load_policy
-from agents.shipped import POLICY, policy_file
+from agents.shipped import MODEL_CARD, POLICY, policy_file
 from experiments.ship import Ship
 from experiments.suite.command import Suite
 from experiments.suite.lessons import SuiteLessons, suite_exams
@@ -77,6 +77,34 @@ def test_a_suite_that_another_policy_played_is_refused(shipped, tmp_path):
 def test_what_is_missing_is_named_and_nothing_is_written(shipped, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         ship(shipped, policy=tmp_path / "p", card=tmp_path / "c", **changes).run()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_card_without_a_place_of_its_own_lies_beside_the_policy(shipped, tmp_path):
+    packaged = MODEL_CARD.read_bytes()
+    replace(ship(shipped, policy=tmp_path / "p.safetensors"), card=None).run()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["MODEL_CARD.md", "p.safetensors"]
+    assert MODEL_CARD.read_bytes() == packaged
+
+
+def test_card_and_policy_must_be_two_files(shipped, tmp_path):
+    with pytest.raises(ValueError, match="--card must be another file than --policy"):
+        ship(shipped, policy=tmp_path / "p", card=tmp_path / "p").run()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scenario": "stream-cube"}, "must be trained on 'suite', got one trained on 'stream-cube'"),
+        ({"cells": None}, "not a run and its suite: TypeError"),
+    ],
+)
+def test_a_policy_of_another_kind_of_run_is_refused(shipped, tmp_path, monkeypatch, changes, message):
+    policy, about = load_policy(shipped / "run" / "policy.safetensors")
+    monkeypatch.setattr("agents.ppo.storage.load_policy", lambda path: (policy, about | changes))
+    with pytest.raises(ValueError, match=message):
+        ship(shipped, policy=tmp_path / "p", card=tmp_path / "c").run()
     assert not list(tmp_path.iterdir())
 
 
