@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 RUN_FILE = "run.json"
 SUITE = "suite"  # in place of a scenario
+NOT_OF_SUITE = ("train_episodes", "teacher.num_rows", "ppo.")  # options that the suite's training has no use for
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,14 @@ class Train:
 
     Attributes:
         scenario: a scenario's name, or the path of its TOML file; "suite" for one policy for all families and
-            machines of the standard suite, and for machines drawn at random.
+            machines of the standard suite, and for machines drawn at random, which the teacher alone trains: options
+            of PPO are refused.
         out: folder of the run; runs/<scenario> by default.
         resume: go on with the run in this folder, as it was begun; takes no other options.
         overwrite: start anew in a folder that holds a run.
-        train_episodes: how many episodes to learn from.
-        validation_episodes: how many episodes to choose the best policy by.
+        train_episodes: how many episodes to learn from; refused with "suite", whose lessons are made as they come.
+        validation_episodes: how many episodes to choose the best policy by; with "suite" all training cells
+            together, of which each has an equal share, rounded up.
         config: how to train.
     """
 
@@ -59,7 +62,8 @@ class Train:
         """Train to the end.
 
         Raises:
-            ValueError: no such scenario or run, a folder that holds a run already, or one that cannot be written.
+            ValueError: no such scenario or run, a folder that holds a run already, or one that cannot be written, or
+                an option that the suite's training would ignore.
         """
         console = Console()
         if self.resume is not None:
@@ -71,10 +75,23 @@ class Train:
         else:
             require_at_least(1, self.train_episodes, "--train-episodes")
             require_at_least(1, self.validation_episodes, "--validation-episodes")
+            if self.scenario == SUITE:
+                _require_used_by_suite(self)
             name = SUITE if self.scenario == SUITE else load_scenario(self.scenario).name
             train, folder = self, self.out or Path("runs") / name
             prepare(folder, train)
         train_policy(train, folder, console, resume=self.resume is not None)
+
+
+def _require_used_by_suite(train: Train) -> None:
+    """Raise ValueError for the first option that was set though training on the suite makes no use of it."""
+    given, default = (_flat({"train_episodes": some.train_episodes} | asdict(some.config)) for some in (train, Train()))
+    for name, value in given.items():
+        if name.startswith(NOT_OF_SUITE) and value != default[name]:
+            raise ValueError(
+                f"--{name.replace('_', '-')} must stay {default[name]}, its default, with --scenario {SUITE}, "
+                f"which makes no use of it, got {value}."
+            )
 
 
 class Run(Protocol):

@@ -11,6 +11,22 @@ from experiments.cli import BAD_INPUT
 
 Run = Callable[..., "Ended"]
 
+# A scenario that takes a moment: small.toml.
+SMALL_SCENARIO = """
+description = "A stream too short to learn much from"
+machine = "chapter-2-socket"
+
+[workload]
+family = "synthetic"
+num_tasks = 12
+
+[reward]
+reference_s = 0.05
+
+[simulation]
+window_s = 0.2
+"""
+
 
 class Ended(NamedTuple):
     """How a command ended."""
