@@ -156,13 +156,20 @@ class Seen:
         Raises:
             ValueError: one is missing or unknown, or breaks a rule of `Seen`.
         """
-        found = {name.removeprefix(PREFIX): np.asarray(tensors[name]) for name in tensors if name.startswith(PREFIX)}
+        found = {name.removeprefix(PREFIX): _array(name, tensors[name]) for name in tensors if name.startswith(PREFIX)}
         if set(found) != {"mean", "whitening", "limit"}:
             raise ValueError(f"{PREFIX}* must be limit, mean and whitening, got {', '.join(sorted(found)) or 'none'}.")
         limit = found["limit"]
         if limit.shape != (1,) or limit.dtype.kind != "f":
             raise ValueError(f"seen.limit must be one float, got {limit.dtype} of shape {limit.shape}.")
         return cls(found["mean"], found["whitening"], float(limit[0]))
+
+
+def _array(name: str, tensor: Any) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(tensor)
+    except TypeError as error:  # floats of 16 bits or fewer that numpy does not know
+        raise ValueError(f"{name} must be floats that numpy knows: {error}.") from error
 
 
 def read_seen(path: Path) -> Seen | None:

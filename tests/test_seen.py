@@ -171,6 +171,13 @@ def test_bad_numbers_are_named(fitted: Seen, name: str, value: np.ndarray, messa
         Seen.from_tensors({**fitted.to_tensors(), f"seen.{name}": value})
 
 
+def test_numbers_that_numpy_does_not_know_are_named(fitted: Seen, tmp_path: Path) -> None:
+    tensors = fitted.to_tensors()
+    write_tensors(tmp_path / "p", tensors | {"seen.mean": tensors["seen.mean"].bfloat16()}, {})
+    with pytest.raises(ValueError, match=r"p: seen\.mean must be floats that numpy knows: .*BFloat16"):
+        read_seen(tmp_path / "p")
+
+
 def test_bad_training_is_named(training: list[np.ndarray]) -> None:
     rows = training[0]
     with pytest.raises(ValueError, match="2 observations or more, got 1"):
