@@ -24,7 +24,7 @@ SIZES = (2, 4, 8, 16)  # nodes of the machines that a form for any size is compa
 ONNX_NODES = 8
 AT_ONCE = 500  # rows decided together
 CLOSED = -1e8  # logits below this are of closed pairs, whatever their exact number
-README = "README.md"
+README, TITLE = "README.md", "# A placement policy"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class Export:
         """Write, compare and print.
 
         Raises:
-            ValueError: a file cannot be read or written, packages are missing, or the form decides otherwise.
+            ValueError: a file cannot be read or written, the folder has a README.md of its own, packages are missing,
+                or the form decides otherwise.
         """
         if self.nodes is not None and not 2 <= self.nodes <= MOST_NODES:
             raise ValueError(f"--nodes must be in 2..{MOST_NODES}, got {self.nodes}.")
@@ -60,6 +61,7 @@ class Export:
 
         names = {"numpy": (POLICY_NPZ, DECIDE, README), "onnx": (POLICY_ONNX, README)}[self.format]
         require_outputs({f"--out {name}": self.out / name for name in names}, {"--policy": self.policy})
+        _require_own(self.out / README)
         if self.format == "onnx":
             require_onnx()
         torch.set_num_threads(1)
@@ -76,9 +78,11 @@ class Export:
             agreement = compare_forms(learned, form, sizes)
         where = f"{agreement.count:,} observations of machines of {_listed(sizes)} nodes"
         if agreement.differ:
+            for name in names:  # a README from before would vouch for them
+                (self.out / name).unlink(missing_ok=True)
             raise ValueError(
                 f"--out {quoted(str(self.out))}: the exported policy must decide as the policy does, got other "
-                f"actions for {agreement.differ} of {where}."
+                f"actions for {agreement.differ} of {where}. Nothing is left there."
             )
         verdict = f"Same actions on {where}; the largest difference of a logit is {agreement.logit_difference:.1e}."
         write_bytes(self.out / README, _readme(self.format, about, sizes, verdict).encode())
@@ -135,6 +139,14 @@ def _compare(learned: LearnedScheduler, form: Form, rows: Float32) -> Agreement:
     return Agreement(len(rows), differ, difference)
 
 
+def _require_own(readme: Path) -> None:
+    """Raise ValueError if a folder has a README that is not of an exported policy, and would be lost."""
+    if readme.exists() and not readme.read_bytes().startswith(TITLE.encode()):
+        raise ValueError(
+            f"--out must be a folder without a {README} of its own, got {quoted(str(readme.parent))}: name another."
+        )
+
+
 def _listed(sizes: Sequence[int]) -> str:
     return str(sizes[0]) if len(sizes) == 1 else f"{', '.join(map(str, sizes[:-1]))} and {sizes[-1]}"
 
@@ -163,4 +175,4 @@ def _readme(form: str, about: Mapping[str, Any], sizes: Sequence[int], verdict: 
             '    actions, logits = session.run(None, {"rows": rows})\n\n'
             "What a row is: see `envs/observation.py` of numa-rl, or `decide.py` of `numa-rl export --format numpy`."
         )
-    return f"# A placement policy\n\nA numa-rl policy {origin}.\n\n{use}\n\nChecked when it was written: {verdict}\n"
+    return f"{TITLE}\n\nA numa-rl policy {origin}.\n\n{use}\n\nChecked when it was written: {verdict}\n"

@@ -40,6 +40,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -93,15 +94,18 @@ class Policy:
         Raises:
             ValueError: the file is no policy of this kind.
         """
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError(f"{path}: the file must be an .npz archive, got a single array.")
-        with file:
-            about = json.loads(str(file["about"])) if "about" in file.files else {}
-            if about.get("format") != FORMAT:
-                raise ValueError(f"{path}: the file must say format {FORMAT!r}, got {about.get('format')!r}.")
-            weights = {name: file[name] for name in file.files if name != "about"}
-        return cls(weights, about["config"], about["constants"])
+        try:
+            with open(path, "rb") as stream:
+                file = np.load(stream, allow_pickle=False)
+                if not isinstance(file, np.lib.npyio.NpzFile):
+                    raise ValueError("the file must be an .npz archive, got a single array.")
+                about = json.loads(str(file["about"])) if "about" in file.files else {}
+                if about.get("format") != FORMAT:
+                    raise ValueError(f"the file must say format {FORMAT!r}, got {about.get('format')!r}.")
+                weights = {name: file[name] for name in file.files if name != "about"}
+            return cls(weights, about["config"], about["constants"])
+        except (ValueError, LookupError, AttributeError, EOFError, BadZipFile) as error:
+            raise ValueError(f"{path}: no policy: {error}") from error
 
     def decide(self, rows: Float32) -> npt.NDArray[np.int64]:
         """The best (task node, data node) of each row, shape (B, 2): the first of those that are equal but for digits.

@@ -188,8 +188,19 @@ def test_a_form_that_decides_otherwise_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(compare_forms, "__defaults__", (100,))
     monkeypatch.setattr(export_forms, "CONSTANTS", export_forms.CONSTANTS | {"tie": 10.0})
     with pytest.raises(ValueError, match=r"must decide as the policy does, got other actions for \d+ of 100 obs"):
-        Export(policy_file(tmp_path), "numpy", nodes=8, out=tmp_path).run()
-    assert not (tmp_path / "README.md").exists()
+        Export(policy_file(tmp_path), "numpy", nodes=8, out=tmp_path / "out").run()
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_readme_that_is_not_of_an_export_is_not_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare_forms, "__defaults__", (100,))
+    export = Export(policy_file(tmp_path), "numpy", nodes=3, out=tmp_path)
+    export.run()
+    export.run()  # its own may be written anew
+    (tmp_path / "README.md").write_text("# Mine\n")
+    with pytest.raises(ValueError, match=r"without a README\.md of its own, got '.*': name another"):
+        export.run()
+    assert (tmp_path / "README.md").read_text() == "# Mine\n"
 
 
 # How long a decision takes.
@@ -275,3 +286,11 @@ def test_the_module_refuses_files_of_another_kind(tmp_path):
     path.write_bytes(b"no archive")
     with pytest.raises(ValueError, match=r"allow_pickle=False|[Pp]ickle"):
         Policy.load(path)
+    for content in (b"", b"PK\x03\x04cut"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"p\.npz: no policy: "):
+            Policy.load(path)
+    for about in ("[]", "{", json.dumps({"format": export_decide.FORMAT})):
+        np.savez(path, about=np.array(about))
+        with pytest.raises(ValueError, match=r"p\.npz: no policy: "):
+            Policy.load(path)
