@@ -243,9 +243,18 @@ def test_the_command_names_what_is_wrong(policy: Path, tmp_path: Path) -> None:
         ({"families": ("nothing",)}, "family must be one of"),
         ({"machines": ("nothing",)}, "machine must be one of"),
         ({"json": policy}, "--json must be another file than --policy"),
+        ({"json": tmp_path / "a", "replay": tmp_path / "b"}, "--json and --replay exclude each other"),
     ):
         with pytest.raises(ValueError, match=message):
             Adversarial(**{"policy": policy, **options}).run()  # type: ignore[arg-type]
+
+
+def test_what_is_held_out_can_be_searched_alone(policy: Path) -> None:
+    definition = read_definition(STANDARD)
+    found = Adversarial(policy, families=("threads",), machines=("r815", "drawn"))._space(definition)
+    assert (list(found.definition.families), found.machines) == (["threads"], ["drawn", "r815"])
+    everything = Adversarial(policy)._space(definition)
+    assert (everything.definition, everything.machines) == (definition, ["drawn", *definition.machines])
 
 
 # Smoke

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ class Adversarial:
     """Search for episodes in which a policy does worst against its rule, with its shield and without.
 
     An evolution strategy goes through families of the standard suite with other parameters and loads, through presets
-    and machines drawn at random, and through seeds. The rule is the one that the policy started from. Half of the
-    budget goes to each of two searches: against the policy alone, and against the policy under its shield.
+    and machines drawn at random, and through seeds. The rule is the one that the policy started from. There are two
+    searches, each with the whole budget: against the policy alone, and against the policy under its shield.
 
     Attributes:
         policy: a learned policy, as `train` saves it.
@@ -46,7 +46,7 @@ class Adversarial:
         margin: how sure the policy must be, relative to the lowest priced cost.
         keep: how many of the worst situations of each search to keep.
         json: a file for what was found, to be replayed.
-        replay: such a file: play its situations again in place of a search.
+        replay: such a file: play its situations again in place of a search; written nowhere.
         seed: of the search.
     """
 
@@ -71,7 +71,9 @@ class Adversarial:
         for option in ("episodes", "episodes_each", "keep"):
             require_at_least(1, getattr(self, option), f"--{option.replace('_', '-')}")
         require_at_least(0, self.seed, "--seed")
-        require_outputs({"--json": self.json}, {"--policy": self.policy, "--replay": self.replay})
+        if self.json is not None and self.replay is not None:
+            raise ValueError(f"--json and --replay exclude each other, got {str(self.json)!r}.")
+        require_outputs({"--json": self.json}, {"--policy": self.policy})
         console = Console()
         definition = read_definition(STANDARD)
         if self.replay is not None:
@@ -97,11 +99,19 @@ class Adversarial:
         print_found(found, console)
 
     def _space(self, definition: Definition) -> Space:
-        """Where to search, as the options say."""
-        presets = [name for name in self.machines if name != DRAWN]
-        chosen = definition.chosen(self.families, presets)
-        drawn = [DRAWN] if not self.machines or DRAWN in self.machines else []
-        return Space(chosen, [*drawn, *(presets if self.machines else chosen.machines)])
+        """Where to search, as the options say: among what is held out alone, too."""
+        machines = [DRAWN, *definition.machines]
+        for kind, wanted, known in (
+            ("family", self.families, definition.families),
+            ("machine", self.machines, machines),
+        ):
+            for name in wanted:
+                if name not in known:
+                    raise ValueError(f"{kind} must be one of {', '.join(known)}, got {name!r}.")
+        families = {name: each for name, each in definition.families.items() if name in (self.families or [name])}
+        return Space(
+            replace(definition, families=families), [name for name in machines if name in (self.machines or [name])]
+        )
 
     def _content(self, play: ShieldedPlay, found: Mapping[str, Found]) -> dict[str, Any]:
         """What is written, as JSON values."""
