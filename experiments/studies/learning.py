@@ -20,9 +20,12 @@ from experiments.scenario import Scenario, Split, load_scenario
 from experiments.studies.learning_variants import BASELINE, Variant, variants
 from experiments.suite.cache import Cache
 from experiments.suite.sheet import Sheet
-from experiments.suite.sources import LEARNED, code_digest
+from experiments.suite.sources import AGENTS, LEARNED, code_digest
 from experiments.tune import load_or_tune, require_at_least, world_of
+from numa_rl.compilation import source_digest
 
+# What a run depends on besides the code of a learned policy.
+OWN_CODE = (AGENTS / "vec_env.py", *sorted(Path(__file__).parent.glob("learning_*.py")))
 LEAST_SEEDS = 2  # fewer have no differences between seeds to draw an interval from
 Run = Mapping[str, Any]
 
@@ -70,7 +73,7 @@ class Learning:
             ValueError: an unknown name, a value out of range, or a file that cannot be written.
         """
         chosen = self.chosen()
-        require_outputs({"--json": self.json, "--markdown": self.markdown})
+        require_outputs({"--json": self.json, "--markdown": self.markdown}, {"--scenario": Path(self.scenario)})
         scenario, console = load_scenario(self.scenario), Console(highlight=False)
         study = _Study(self, scenario, Cache(self.cache or Path("results") / scenario.name / "learning"), console)
         runs = [
@@ -132,7 +135,7 @@ class _Study:
             self.course = Course(train, validation, rule, float(evaluate(rule, validation).cost.mean()))
         self._common = {
             "study": "learning",
-            "code": code_digest(LEARNED),
+            "code": [code_digest(LEARNED), source_digest([str(path) for path in OWN_CODE])],
             "scenario_hash": scenario.content_hash,
             "rule": {name: float(value) for name, value in asdict(rule).items()},
             "episodes": [options.train_episodes, options.validation_episodes],
