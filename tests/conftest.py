@@ -33,3 +33,9 @@ def numa_rl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         return Ended(code, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Event files take most of the time of a training run that is small."""
+    monkeypatch.setattr("agents.ppo.dashboard.Dashboard.write", lambda self, step, values, totals: totals.clear())
