@@ -13,6 +13,8 @@ import torch
 from small_suite import small, write_definition
 
 from agents.ppo.config import PPOConfig, TeacherConfig, TrainingConfig
+from agents.ppo.storage import load_policy
+from agents.shipped import POLICY
 from agents.statistics import interquartile_interval, interquartile_mean
 from experiments.studies import ablations
 from experiments.studies.ablation_play import drawn_cells
@@ -207,6 +209,11 @@ def test_a_policy_that_has_learned_nothing_costs_what_its_prior_costs(suite: Pat
             assert part["against_full"]["estimate"] == pytest.approx(0.0, abs=1e-6)
         assert len(each["cells"]) == 7
     assert full["policies"][0]["weights"] < mlp["policies"][0]["weights"]
+
+
+def test_what_training_saw_does_not_count_as_weights():
+    policy, _ = load_policy(POLICY)
+    assert ablations._told(POLICY, TINY)["weights"] == sum(each.numel() for each in policy.scorer.state_dict().values())
 
 
 def test_a_study_goes_on_where_it_stood(

@@ -181,6 +181,7 @@ def _finished(folder: Path, train: Train, cells: Sequence[Cell]) -> bool:
 def _told(path: Path, config: TrainingConfig) -> dict[str, Any]:
     """What is told of a policy, as JSON values."""
     from agents.ppo.storage import read_tensors
+    from agents.seen import PREFIX
 
     tensors, about = read_tensors(path)
     kept: Mapping[str, Any] = {key: about.get(key) for key in ("update", "validation_gap", "git_revision")}
@@ -188,7 +189,7 @@ def _told(path: Path, config: TrainingConfig) -> dict[str, Any]:
         "seed": config.seed,
         "file": str(path),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "weights": sum(tensor.numel() for tensor in tensors.values()),
+        "weights": sum(tensor.numel() for name, tensor in tensors.items() if not name.startswith(PREFIX)),
         "updates": config.num_teacher_updates,
         **{f"kept_{key}": value for key, value in kept.items()},
     }
