@@ -313,6 +313,10 @@ def test_parameters_are_read_back_as_the_suite_writes_them(tmp_path):
             b'{"single": {"priced-greedy": {"price": 1}}, "relative_cost": {}, "by_cell": {}}',
             "must have the parameters",
         ),
+        (
+            b'{"single": {}, "relative_cost": {}, "by_cell": {"a/b": {"priced-greedy": {}}}}',
+            "a/b: priced-greedy must have the parameters .*, got none",
+        ),
     ],
 )
 def test_a_file_that_says_no_parameters_is_refused(tmp_path, content, message):

@@ -48,7 +48,9 @@ def read_tuned(path: Path, rules: Sequence[str]) -> Tuned:
     content = read_json(path, where, MOST_BYTES)
     single, relative_cost, by_cell = (_table(content, name, where) for name in ("single", "relative_cost", "by_cell"))
     return Tuned(
-        by_cell={cell: _settings(_table(by_cell, cell, f"{where}: by_cell"), rules, where) for cell in by_cell},
+        by_cell={
+            cell: _settings(_table(by_cell, cell, f"{where}: by_cell"), rules, f"{where}: {cell}") for cell in by_cell
+        },
         single=_settings(single, rules, where),
         relative_cost={rule: _number(relative_cost, rule, f"{where}: relative_cost") for rule in rules},
     )
@@ -61,7 +63,8 @@ def _settings(tables: Mapping[str, Any], rules: Sequence[str], where: str) -> di
         table = _table(tables, rule, where)
         wanted = list(RULES[rule].tunable)
         if sorted(table) != sorted(wanted):
-            raise ValueError(f"{where}: {rule} must have the parameters {', '.join(wanted)}, got {', '.join(table)}.")
+            got = ", ".join(table) or "none"
+            raise ValueError(f"{where}: {rule} must have the parameters {', '.join(wanted)}, got {got}.")
         found[rule] = {name: _number(table, name, f"{where}: {rule}") for name in wanted}
         for name, value in found[rule].items():
             span = RULES[rule].tunable[name]
