@@ -18,12 +18,12 @@ from experiments.suite.sources import LEARNED, RULE
 CLEARLY_WORSE = 0.01  # than the cell's best rule
 
 NOTE = (
-    "All with 95% bootstrap intervals, paired by episode. one setting: the interquartile mean of its cost over the "
+    "In brackets 95% bootstrap intervals, paired by episode. one setting: the interquartile mean of its cost over the "
     "best rule's of the cell, over that of the rule that does best over all training cells with one setting for all. "
     "each cell's best: mean over cells of its mean cost over that of the best rule there, tuned to the cell and chosen "
     "on these very episodes, planners among them where the graph is known. headroom: share of what the oracle saves "
     "against the best rules that it saves too. worst: the cell with the highest ratio. worse: cells where it costs "
-    "more than 1% more."
+    "more than 1% more. Cells in which it could not play count nowhere."
 )
 
 
