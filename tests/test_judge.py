@@ -23,12 +23,14 @@ from agents.ppo.config import PolicyConfig
 from agents.ppo.scorers import make_scorer
 from agents.ppo.storage import load_policy, save_policy
 from agents.rules.greedy import PricedGreedy
+from agents.statistics import Interval
 from envs.observation import ObservationLayout
 from experiments.fidelity import judge as judge_module
 from experiments.fidelity.judge import Referee, Trial, run_trial
 from experiments.fidelity.judge_cells import TO_THE_CELL, Contest
 from experiments.fidelity.judge_gains import OURS, REFEREE, Pairing, pairing, worth
 from experiments.fidelity.judge_play import judge_recorded
+from experiments.fidelity.judge_plot import plot_gains
 from experiments.fidelity.judge_report import ALL, HELD_OUT, TRAINING, dropped, group_worths, remarks, sheets, verdict
 from experiments.fidelity.judge_tuned import read_tuned, tuned_now
 from experiments.fidelity.referee import VARIABLE, Played, RefereeError, find_simgrid, play, played
@@ -172,6 +174,14 @@ def test_families_follow_all_cells_the_worst_in_the_referees_world_first():
         ("a", 2),
     ]
     assert [each.name for each in group_worths(cells[:2], 0)] == [ALL, "b", "a"]
+
+
+def test_a_mean_outside_its_interval_by_rounding_is_drawn(tmp_path):
+    cells = [pair([(0.9, 0.9)] * 2, [(1.0, 1.0)] * 2)]
+    outside = np.nextafter(0.9, 1.0)
+    found = replace(worth(ALL, cells, 0), ours=Interval(0.9, outside, outside))
+    plot_gains(cells, [found], 0, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_cells_of_two_rules_have_no_worth_together():

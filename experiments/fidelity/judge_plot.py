@@ -68,7 +68,8 @@ def _reach(interval: Interval) -> list[list[float]] | None:
     """How far an interval reaches below and above its estimate; None where it is unbounded."""
     if not isfinite(interval.high):
         return None
-    return [[interval.estimate - interval.low], [interval.high - interval.estimate]]
+    # A percentile interval need not hold the estimate: where all draws agree, rounding puts it outside.
+    return [[max(interval.estimate - interval.low, 0.0)], [max(interval.high - interval.estimate, 0.0)]]
 
 
 def _tidy(axes: Axes) -> None:
