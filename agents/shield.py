@@ -143,7 +143,12 @@ def shielded(
         rule: who decides where the policy does not; by default the rule that the policy started from.
         seen: what training saw, as `agents.seen.read_seen` finds it.
         margin: see `Shielded`.
+
+    Raises:
+        ValueError: the policy has no prior, so that its scores are no costs; or a value breaks a rule of `Shielded`.
     """
+    if not policy.scorer.config.prior:
+        raise ValueError(f"shield: policy {policy.name!r} must have a prior, whose scale tells costs, got one without.")
     scale = float(policy.scorer.log_scale.detach().exp())
     return Shielded(LogitScores(policy), scale, rule or prior_rule(policy), seen, margin)
 

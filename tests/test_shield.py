@@ -14,9 +14,12 @@ from strategies import Play, plays, seeds
 from agents.evaluation import evaluate
 from agents.lookahead_scores import BestScore, PricedScores
 from agents.oracle.plays import played
+from agents.ppo.config import PolicyConfig
+from agents.ppo.scorers import make_scorer
+from agents.ppo.storage import LearnedScheduler
 from agents.rules.greedy import PricedGreedy, priced_cost
 from agents.seen import Seen
-from agents.shield import Reason, Shielded
+from agents.shield import Reason, Shielded, shielded
 from agents.shield_play import POLICY, RULE, USUAL, ShieldedPlay, foreseen, within_budget
 from envs.observation import ObservationLayout
 from envs.reward import RewardWeights
@@ -237,6 +240,15 @@ def test_bad_settings_are_named() -> None:
             ShieldedPlay(shield(), **{name: 0})
     with pytest.raises(ValueError, match="congestion_price must be one number"):
         Shielded(Chance(), 1.0, PricedGreedy(congestion_price=np.ones(3)))
+
+
+def test_a_policy_whose_scores_are_no_costs_is_refused() -> None:
+    with_prior, without = (
+        LearnedScheduler(make_scorer(PolicyConfig(prior=prior, prior_scale=8.0))) for prior in (True, False)
+    )
+    assert shielded(with_prior).scale == pytest.approx(8.0)
+    with pytest.raises(ValueError, match="shield: policy 'learned' must have a prior"):
+        shielded(without)
 
 
 def test_another_reward_is_refused() -> None:
