@@ -18,7 +18,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 
 import numpy as np
@@ -54,7 +54,7 @@ class Lookahead:
 
     Attributes:
         base: scores placements; its best one is what is done where nothing is surely better.
-        rule: places what follows in rollouts; its parameters are numbers, not arrays.
+        rule: places what follows in rollouts; its parameters are numbers, not arrays, and its alpha is the world's.
         others: whose plans stand beside its own where the graph is known; not asked in streams.
         candidates: placements tried at each decision, K.
         depth: made-up tasks of a future, D; in a graph, real tasks of a rollout.
@@ -62,6 +62,8 @@ class Lookahead:
         margin: standard errors over the futures that a gain must exceed.
         run_length: successive tasks of the past that are drawn together.
         memory: tasks back to which the past is drawn from.
+        least_past: decisions of an episode that the base takes alone: from less past no future can be made up that is
+            worth believing, and what is placed first is often used longest.
         width: branches of the search in a graph.
         passes: of local search over the best plan of a graph.
         seed: of the futures; those of a row depend on it and on the row's machine and episode alone.
@@ -74,12 +76,13 @@ class Lookahead:
     base: PairScores
     rule: PricedGreedy
     others: tuple[Scheduler | Planner, ...] = ()
-    candidates: int = 4
+    candidates: int = 6
     depth: int = 32
     futures: int = 32
     margin: float = 2.0
     run_length: int = 8
     memory: int = 64
+    least_past: int = 16
     width: int = 1
     passes: int = 2
     seed: int = 0
@@ -87,13 +90,15 @@ class Lookahead:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        least = {"candidates": 1, "depth": 1, "futures": 0, "run_length": 1, "memory": 1, "width": 1}
+        least = {"candidates": 1, "depth": 1, "futures": 0, "run_length": 1, "memory": 1, "least_past": 1, "width": 1}
         for name, low in (least | {"passes": 0, "seed": 0, "num_threads": 1}).items():
             value = getattr(self, name)
             if not (isinstance(value, int) and value >= low):
                 raise ValueError(f"lookahead: {name} must be a whole number >= {low}, got {value!r}.")
         if not (isfinite(self.margin) and self.margin >= 0.0):
             raise ValueError(f"lookahead: margin must be finite and >= 0, got {self.margin}.")
+        if self.futures == 1:
+            raise ValueError("lookahead: futures must be 0 or >= 2, for one says nothing of how sure a gain is, got 1.")
         kernel_prices(self.rule)
 
     @property
@@ -107,9 +112,10 @@ class Lookahead:
         Raises:
             ValueError: the world's reward is not the plain `RewardWeights`, whose formula rollouts share.
         """
+        here = replace(self, rule=replace(self.rule, alpha=world.weights.alpha))
         if world.workload.is_one_graph:
-            return self._searcher.plan(world, machine, episode)
-        return _Stream(self, world, machine, episode).plan()
+            return here._searcher.plan(world, machine, episode)
+        return _Stream(here, world, machine, episode).plan()
 
     @property
     def _searcher(self) -> Oracle:
@@ -180,7 +186,7 @@ class _Stream:
         """The next pair of every row, shape (R,)."""
         pairs = np.zeros(len(scores), np.int64)
         disliked, draws = -scores, self._draws()
-        settings = self.ahead.run_length, self.ahead.memory, self.ahead.margin
+        settings = self.ahead.run_length, self.ahead.memory, self.ahead.least_past, self.ahead.margin
 
         def choose(chunk: int, first: int, last: int) -> None:
             look_ahead(

@@ -306,7 +306,7 @@ def look_ahead(
         trial: `Branches` to try placements in, of which this thread uses row `own`.
         disliked: what speaks against each pair, infinite for closed ones, shape (B, N * N).
         draws: from [0, 1), shape (B, S, D).
-        settings: tasks drawn together, tasks drawn from, margin.
+        settings: tasks drawn together, tasks drawn from, decisions that the base takes alone, margin.
         prices: of the priced greedy rule.
         weights: of the reward.
         window_s: the traffic window tau, seconds.
@@ -317,14 +317,14 @@ def look_ahead(
         first: the first row.
         last: one after the last row.
     """
-    block, window, margin = settings
+    block, window, least_past, margin = settings
     num_objects = tasks.next_freed.shape[1]
     num_futures = len(made.each)
     for b in range(first, last):
         e, t = now.state.episode[b], now.state.task[b]
         found = cheapest_pairs(disliked[b], draft.candidates)
         pairs[b] = draft.candidates[0]
-        if t == 0 or found < 2:
+        if t < least_past or found < 2:
             continue
         for s in range(num_futures):
             make_up(tasks, past, b, e, t, made, s, draws[b, s], block, window, draft)

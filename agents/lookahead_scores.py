@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from agents.ppo.scoring_kernel import TIE
 from agents.rules.base import Groups, per_row
 from agents.rules.greedy import PricedGreedy, priced_cost
 from agents.scheduler import Actions, Memory
@@ -81,13 +82,10 @@ class LogitScores:
 
     def scores(self, observation: npt.NDArray[Any]) -> F64:
         """See `PairScores.scores`."""
-        import torch  # takes a second: only who has a policy waits
-
         rows = np.asarray(observation, np.float32)
-        layout = ObservationLayout.of_size(rows.shape[-1])
-        with torch.no_grad():
-            logits, _ = self.policy.scorer.on(layout)(torch.from_numpy(rows))
-        return _open_only(logits.numpy(), layout.split(rows))
+        scores = _open_only(self.policy.logits(rows), ObservationLayout.of_size(rows.shape[-1]).split(rows))
+        best = scores.max(axis=1, keepdims=True)
+        return np.where(scores >= best - float(TIE), best, scores)  # the first of these is what the policy does
 
 
 def _open_only(scores: Any, groups: Groups) -> F64:

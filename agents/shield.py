@@ -67,7 +67,7 @@ class Shielded:
     Attributes:
         base: the policy's scores; a score is minus `scale` times a relative cost.
         scale: how much of a score is a cost difference of once the lowest priced cost.
-        rule: who decides elsewhere; its parameters are numbers, not arrays.
+        rule: who decides elsewhere; its parameters are numbers, not arrays. Who plays a world takes its alpha instead.
         seen: what training saw; without it every observation counts as seen.
         margin: how much less than the rule's the policy's placement must cost, relative to the lowest priced cost.
 

@@ -25,7 +25,7 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import NamedTuple
 
@@ -132,9 +132,11 @@ class ShieldedPlay:
         Raises:
             ValueError: as `plan`.
         """
+        rule = replace(self.shield.rule, alpha=world.weights.alpha)
+        here = replace(self, shield=replace(self.shield, rule=rule))
         if world.workload.is_one_graph:
-            return self._play_graphs(world, machine, episode)
-        return _Stream(self, world, machine, episode).play()
+            return here._play_graphs(world, machine, episode)
+        return _Stream(here, world, machine, episode).play()
 
     def _play_graphs(self, world: World, machine: I64, episode: I64) -> Played:
         """The cheaper of two plays of each row: the policy's, without any shield, and the rule's."""

@@ -37,7 +37,7 @@ from experiments.suite.command import Suite
 from experiments.suite.definition import STANDARD, read_definition
 from experiments.suite.players import LearnedPlayer, LookaheadPlayer
 from experiments.tune import world_of
-from numa_rl.machines.builders import four_socket, two_socket
+from numa_rl.machines.builders import eight_socket_cube, four_socket, two_socket
 from numa_rl.simulator.state import Tasks, compile_tasks
 from numa_rl.workloads.catalog import make_family
 from numa_rl.workloads.synthetic import SyntheticStream
@@ -62,8 +62,11 @@ window_s = 0.2
 THREADS = min(2, os.cpu_count() or 1)
 
 
+FEW = {"candidates": 6, "depth": 6, "futures": 5, "margin": 0.5, "least_past": 1}
+
+
 def ahead(**changes: Any) -> Lookahead:
-    return Lookahead(PricedScores(RULE), RULE, **{"candidates": 6, "depth": 6, "futures": 5, "margin": 0.5} | changes)
+    return Lookahead(PricedScores(RULE), RULE, **FEW | changes)
 
 
 def stream(*topologies: Any, num_episodes: int = 4, num_tasks: int = 24, **changes: Any) -> World:
@@ -269,6 +272,15 @@ def test_without_candidates_or_futures_it_is_the_base(play: Play):
             np.testing.assert_array_equal(ahead(**changes).plan(world, *rows_of(world)), expected)
 
 
+def test_the_base_decides_alone_while_there_is_too_little_past():
+    world = stream(four_socket())
+    base = played(RULE, world, *rows_of(world))[0]
+    for least_past in (1, 9, 23):
+        differs = (ahead(least_past=least_past).plan(world, *rows_of(world)) != base).any(axis=(0, 2))
+        assert not differs[:least_past].any()
+        assert differs[least_past:].any()
+
+
 GRAPHS = ("attention", "ffn", "threads")
 
 
@@ -323,6 +335,22 @@ def test_it_costs_less_than_its_base_where_one_setting_does_not_fit_all():
     looking = Lookahead(PricedScores(rule), rule)
     assert isinstance(looking, Planner)
     assert evaluate(looking, world).cost.mean() < 0.95 * evaluate(rule, world).cost.mean()
+
+
+def test_logits_choose_as_the_policy_does_in_any_batch(untrained):
+    # All nodes are alike at first, so that the last bit of a sum could decide.
+    policy, _ = load_policy(untrained)
+    scores = LogitScores(policy)
+    world = stream(eight_socket_cube(), num_episodes=12)
+    rows = Rows(world, 12)
+    rows.reset()
+    for _ in range(6):
+        observation = rows.observe().copy()
+        actions, _ = policy.predict(observation)
+        want = actions[:, 0] * 8 + actions[:, 1]
+        assert scores.scores(observation).argmax(axis=1).tolist() == want.tolist()
+        assert [int(scores.scores(observation[i : i + 1]).argmax()) for i in range(12)] == want.tolist()
+        rows.step(actions)
 
 
 def save_untrained(path: Path) -> None:
@@ -396,9 +424,11 @@ def test_without_a_policy_nothing_proposes_placements(command: Suite | Compare, 
         ({"candidates": 0}, "candidates must be a whole number >= 1, got 0"),
         ({"depth": 0}, "depth must be a whole number >= 1, got 0"),
         ({"futures": -1}, "futures must be a whole number >= 0, got -1"),
+        ({"futures": 1}, "futures must be 0 or >= 2, .*, got 1"),
         ({"futures": 1.5}, "futures must be a whole number >= 0, got 1.5"),
         ({"margin": float("nan")}, "margin must be finite and >= 0, got nan"),
         ({"margin": -1.0}, "margin must be finite and >= 0, got -1.0"),
+        ({"least_past": 0}, "least_past must be a whole number >= 1, got 0"),
         ({"seed": -1}, "seed must be a whole number >= 0, got -1"),
         ({"rule": PricedGreedy(congestion_price=np.ones(3))}, "congestion_price must be one number"),
     ],
