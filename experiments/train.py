@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from agents.ppo.training import Trainer
 
 RUN_FILE = "run.json"
+NETWORKS = ("checkpoint.safetensors", "policy.safetensors")  # what a run leaves beside it
 SUITE = "suite"  # in place of a scenario
 NOT_OF_SUITE = ("train_episodes", "teacher.num_rows", "ppo.")  # options that the suite's training has no use for
 
@@ -218,11 +219,11 @@ def prepare(folder: Path, train: Train) -> None:
         ValueError: it holds a run already, or cannot be written.
     """
     run_file = folder / RUN_FILE
-    if run_file.exists() and not train.overwrite:
+    if not train.overwrite and any((folder / name).exists() for name in (RUN_FILE, *NETWORKS)):
         raise ValueError(f"--out must be a folder without a run, got {str(folder)!r}: use --resume or --overwrite.")
     require_writable(run_file, "--out")
     shutil.rmtree(folder / "labels", ignore_errors=True)
-    for pattern in ("events.out.tfevents.*", "checkpoint.safetensors", "policy.safetensors"):
+    for pattern in ("events.out.tfevents.*", *NETWORKS):
         for path in folder.glob(pattern):
             path.unlink()
     content = {

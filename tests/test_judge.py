@@ -24,7 +24,6 @@ from agents.ppo.scorers import make_scorer
 from agents.ppo.storage import load_policy, save_policy
 from agents.rules.greedy import PricedGreedy
 from agents.statistics import Interval
-from envs.observation import ObservationLayout
 from experiments.fidelity import judge as judge_module
 from experiments.fidelity.judge import Referee, Trial, run_trial
 from experiments.fidelity.judge_cells import TO_THE_CELL, Contest
@@ -85,7 +84,7 @@ def policy_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A policy that has learned nothing: it decides as the priced greedy rule with the prices of its prior."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("policy") / "policy.safetensors"
-    save_policy(path, make_scorer(ObservationLayout(2), CONFIG), {"scenario": "nothing"})
+    save_policy(path, make_scorer(CONFIG), {"scenario": "nothing"})
     return path
 
 
@@ -275,11 +274,20 @@ def test_a_policy_that_has_learned_nothing_gains_nothing_over_its_prior_in_eithe
 
 def test_both_comparisons_have_every_rule_in_every_cell(trial):
     assert len(trial.pairings) == 2 * 2 * len(SMALL.rules)
-    assert trial.failures == []
+    assert trial.left_out == []
     heads = [(each.rule, each.loaded_latency) for each in trial.worths if each.name == ALL]
     assert heads == [(rule, factor) for rule in SMALL.rules for factor in (False, True)]
     assert {each.where.machine for each in trial.pairings if each.held_out} == {"chapter-2-socket"}
     assert {each.left_out for judged in trial.judged for each in judged.played} == {0.0}
+
+
+def test_a_cell_that_cannot_be_paired_costs_no_other(trial):
+    judged = list(trial.judged)
+    torn = next(index for index, each in enumerate(judged) if each.where.scheduler == PricedGreedy.name)
+    judged[torn] = replace(judged[torn], replays=judged[torn].replays[:1])
+    found = replace(trial, judged=judged)
+    assert len(found.pairings) == len(trial.pairings) - 1
+    assert [line.endswith("both must have played the same episodes of one cell.") for line in found.left_out] == [True]
 
 
 # Two routes.

@@ -132,15 +132,29 @@ class Trial:
         Raises:
             ValueError: the referee could play the policy with no rule.
         """
-        mine = {each.where.cell: each for each in self.judged if each.where.scheduler == self.policy}
-        found = [
-            pairing(mine[each.where.cell], each, held_out=(each.where.family, each.where.machine) in self.held_out)
-            for each in self.judged
-            if each.where.scheduler != self.policy and each.where.cell in mine
-        ]
+        found, _ = self._paired
         if not found:
-            raise ValueError(f"the referee could play {self.policy} with no rule: {self.failures[0]}")
+            raise ValueError(f"the referee could play {self.policy} with no rule: {self.left_out[0]}")
         return found
+
+    @property
+    def left_out(self) -> list[str]:
+        """In words, what the referee could not play, and what could not be paired."""
+        return [*self.failures, *self._paired[1]]
+
+    @cached_property
+    def _paired(self) -> tuple[list[Pairing], list[str]]:
+        """What could be paired, and why the rest could not: a cell that cannot be must not cost the others."""
+        mine = {each.where.cell: each for each in self.judged if each.where.scheduler == self.policy}
+        found, refused = list[Pairing](), list[str]()
+        for each in self.judged:
+            if each.where.scheduler != self.policy and each.where.cell in mine:
+                held_out = (each.where.family, each.where.machine) in self.held_out
+                try:
+                    found.append(pairing(mine[each.where.cell], each, held_out=held_out))
+                except ValueError as error:
+                    refused.append(str(error))
+        return found, refused
 
     @cached_property
     def worths(self) -> list[Worth]:
@@ -179,7 +193,7 @@ class Trial:
         return {
             "contest": asdict(self.contest),
             "parameters": {name: dict(self.tuned.single.get(name, {})) for name in sorted(rules)},
-            "failures": list(self.failures),
+            "failures": self.left_out,
             "versions": {
                 "simgrid": None if (python := find_simgrid()) is None else simgrid_version(python),
                 **{name: version(name) for name in ("numa-rl", "torch")},
@@ -258,7 +272,7 @@ def print_trial(trial: Trial, console: Console) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     for line in verdict(trial.policy, trial.worths):
         console.print(line, highlight=False, markup=False)
-    for line in [*remarks(trial.judged, trial.failures), *dropped(trial.pairings)]:
+    for line in [*remarks(trial.judged, trial.left_out), *dropped(trial.pairings)]:
         console.print(line, style="bold red", highlight=False, markup=False)
     console.print()
     for table in sheets(trial.worths, trial.pairings, trial.contest.seed):

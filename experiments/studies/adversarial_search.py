@@ -64,7 +64,8 @@ class Trial:
     @property
     def mean(self) -> float:
         """Mean cost over the rule's mean."""
-        return float(self.cost.mean() / self.rule_cost.mean())
+        mine, rules = float(self.cost.mean()), float(self.rule_cost.mean())
+        return 1.0 if mine == rules else mine / max(rules, float(np.finfo(np.float64).tiny))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
