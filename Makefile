@@ -47,9 +47,10 @@ fidelity: $(READY)
 # The policy that comes with the package, from nothing: training, the suite with it, its model card.
 SHIPPED := runs/shipped
 train-shipped: $(READY)
-	$(BIN)/numa-rl train --scenario suite --out $(SHIPPED) --overwrite --validate-every 16 --validation-episodes 288 \
-		--teacher.labels 1400000 --teacher.depth 40 --teacher.memory 8
-	$(BIN)/numa-rl suite --policy $(SHIPPED)/policy.safetensors --shield --lookahead --no-oracle --out results/shipped
+	$(BIN)/numa-rl train --scenario suite --out $(SHIPPED) --overwrite --validate-every 8 --validation-episodes 288 \
+		--teacher.labels 640000 --teacher.depth 192 --teacher.discount 0.95 --teacher.num-candidates 5 \
+		--teacher.stride 8 --teacher.memory 8
+	$(BIN)/numa-rl suite --policy $(SHIPPED)/policy.safetensors --shield --lookahead --out results/shipped
 	$(BIN)/numa-rl ship --run-folder $(SHIPPED) --suite results/shipped
 
 docs: $(READY)

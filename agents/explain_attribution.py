@@ -95,7 +95,7 @@ def attribute(
         n, d = divmod(each, layout.num_nodes)
         if not (0 <= each < layout.num_nodes**2 and groups["task_mask"][n] > 0 and groups["data_mask"][d] > 0):
             raise ValueError(f"placements to compare must be open, got task node {n} and data node {d}.")
-    network = deepcopy(scorer).double().on(layout)
+    network = deepcopy(scorer).double()
     start = alike_observation(observation)
     ends = np.stack([start, observation.astype(np.float64)])
     with torch.no_grad():

@@ -126,5 +126,5 @@ def second_choice(policy: LearnedScheduler, observation: npt.NDArray[Any], pair:
     is_open[pair] = False
     if not is_open.any():
         raise ValueError("the machine must leave a choice to be explained, got a task with one placement.")
-    logits = policy.scorer.on(layout).logits(observation)[0]
+    logits = policy.scorer.logits(observation)[0]
     return int(np.where(is_open, logits, -np.inf).argmax())

@@ -45,8 +45,8 @@ class Rollouts:
         num_rows: B.
         num_candidates: K.
         depth: decisions counted, the candidate's own included.
-        discount: weight of each decision's cost over that of the one before it: what a candidate changes far ahead is
-            mostly chance.
+        discount: weight of each decision's cost over that of the one before it, but for tasks on the candidate's own
+            object: these count in full. What a candidate changes far ahead is mostly chance, unless its object is used.
         num_threads: threads that share the trial rows; they change no result.
 
     Raises:
@@ -205,14 +205,25 @@ def play(machines, tasks, state, outcome, b, pair, weights, window_s, work):
 
 
 @partial(compiled, sources=SOURCES)
+def uses(tasks, e, t, obj):
+    """Whether task t of episode e accesses an object, as its own or as an input."""
+    used = tasks.each[e, t].object == obj
+    for p in range(tasks.inputs.shape[2]):
+        used |= tasks.inputs[e, t, p].object == obj
+    return used
+
+
+@partial(compiled, sources=SOURCES)
 def follow(machines, tasks, state, outcome, b, pair, depth, limit, prices, weights, window_s, scratch, discount=1.0):
     """Run the next task of row b by the pair and let the priced greedy rule place what follows.
 
     Returns what up to `depth` decisions cost together, each one's cost weighed by the discount more often than that of
-    the one before it; it ends early once that is `limit` or more.
+    the one before it, unless it uses the first one's object; it ends early once that is `limit` or more.
     """
     alpha, _, reference_s, _ = weights
     total, weight = 0.0, 1.0
+    e = state.episode[b]
+    obj = tasks.each[e, state.task[b]].object
     for step in range(depth):
         if state.task[b] >= state.horizon[b] or total >= limit:
             break
@@ -220,7 +231,8 @@ def follow(machines, tasks, state, outcome, b, pair, depth, limit, prices, weigh
             pair = priced_pair(
                 machines, tasks, state, b, prices, np.float32(alpha), np.float32(reference_s), window_s, scratch
             )
-        total += weight * play(machines, tasks, state, outcome, b, pair, weights, window_s, scratch[4])
+        counted = 1.0 if discount == 1.0 or uses(tasks, e, state.task[b], obj) else weight
+        total += counted * play(machines, tasks, state, outcome, b, pair, weights, window_s, scratch[4])
         weight *= discount
     return total
 

@@ -57,7 +57,7 @@ def _forms(layout: ObservationLayout, folder: Path) -> dict[str, Decide]:
     from agents.ppo.storage import LearnedScheduler  # torch takes a second
     from experiments.export_forms import write_numpy, write_onnx
 
-    scorer, rule = _untrained(layout), PricedGreedy()
+    scorer, rule = _untrained(), PricedGreedy()
     placement = _placement_policy(layout, scorer)
     forms: dict[str, Decide] = {
         "Stable-Baselines3's predict": lambda rows: placement.predict(rows, deterministic=True),
@@ -72,14 +72,14 @@ def _has_onnx() -> bool:
     return all(find_spec(name) is not None for name in ("onnx", "onnxruntime"))
 
 
-def _untrained(layout: ObservationLayout) -> Any:
+def _untrained() -> Any:
     """A network with random numbers added to its first weights, so that none is zero."""
     import torch
 
     from agents.ppo.config import PolicyConfig
     from agents.ppo.scorers import make_scorer
 
-    scorer = make_scorer(layout, PolicyConfig())
+    scorer = make_scorer(PolicyConfig())
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in scorer.parameters():

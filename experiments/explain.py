@@ -114,7 +114,6 @@ def _policy(path: Path | None, scenario: Scenario, prior: PricedGreedy, console:
     from agents.ppo.config import PolicyConfig
     from agents.ppo.scorers import make_scorer
     from agents.ppo.storage import LearnedScheduler
-    from envs.observation import ObservationLayout
 
     if path is not None:
         loaded = load_learned(path, scenario, console)
@@ -123,7 +122,7 @@ def _policy(path: Path | None, scenario: Scenario, prior: PricedGreedy, console:
     torch.set_num_threads(1)  # as `load_learned` does
     torch.manual_seed(0)  # weights that are all multiplied by zero
     config = replace(PolicyConfig(), **asdict(prior))  # of one number each: see `rule_of`
-    scorer = make_scorer(ObservationLayout(scenario.topology.num_nodes), config)
+    scorer = make_scorer(config)
     return LearnedScheduler(scorer, "untrained")
 
 

@@ -127,9 +127,7 @@ def compare_forms(learned: LearnedScheduler, form: Form, sizes: Sequence[int], c
 
 
 def _compare(learned: LearnedScheduler, form: Form, rows: Float32) -> Agreement:
-    from envs.observation import ObservationLayout
-
-    scorer, differ, difference = learned.scorer.on(ObservationLayout.of_size(rows.shape[1])), 0, 0.0
+    scorer, differ, difference = learned.scorer, 0, 0.0
     for first in range(0, len(rows), AT_ONCE):
         part = rows[first : first + AT_ONCE]
         differ += int((form.decide(part) != learned.predict(part)[0]).any(axis=1).sum())

@@ -84,9 +84,8 @@ def write_onnx(folder: Path, scorer: PairScorer, num_nodes: int) -> Form:
         ValueError: packages are missing, or the network does not know machines of N nodes.
     """
     require_onnx()
-    layout = ObservationLayout(num_nodes)
-    module = _Decision(scorer.on(layout)).eval()
-    rows = torch.zeros(1, layout.size)
+    module = _Decision(scorer, num_nodes).eval()
+    rows = torch.zeros(1, ObservationLayout(num_nodes).size)
     batch = {name: {0: "batch"} for name in ("rows", "actions", "logits")}
     with TemporaryDirectory() as scratch, warnings.catch_warnings(), torch.no_grad():
         file = Path(scratch) / POLICY_ONNX
@@ -110,14 +109,14 @@ def write_onnx(folder: Path, scorer: PairScorer, num_nodes: int) -> Form:
 class _Decision(nn.Module):
     """What the graph computes: actions and logits of rows."""
 
-    def __init__(self, scorer: PairScorer) -> None:
+    def __init__(self, scorer: PairScorer, num_nodes: int) -> None:
         super().__init__()
-        self.scorer = scorer
+        self.scorer, self.num_nodes = scorer, num_nodes
 
     def forward(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Actions (B, 2) and logits (B, N N)."""
         logits, _ = self.scorer(rows)
-        pair, num_nodes = best_pair(logits), self.scorer.layout.num_nodes
+        pair, num_nodes = best_pair(logits), self.num_nodes
         return torch.stack([pair.div(num_nodes, rounding_mode="floor"), pair % num_nodes], 1), logits
 
 

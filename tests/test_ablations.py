@@ -123,7 +123,7 @@ def test_what_a_row_does_not_see_changes_nothing(name: str):
     variant = VARIANTS[name]
     layout = ObservationLayout(3)
     torch.manual_seed(0)
-    scorer = make_scorer(layout, PolicyConfig(**variant.network))
+    scorer = make_scorer(PolicyConfig(**variant.network))
     for weight in scorer.parameters():
         torch.nn.init.normal_(weight, std=0.3)
     rows = torch.rand(5, layout.size)

@@ -16,7 +16,6 @@ from agents.ppo.scorers import make_scorer
 from agents.ppo.storage import save_policy
 from agents.rules.greedy import PricedGreedy
 from agents.rules.linux import FirstTouch
-from envs.observation import ObservationLayout
 from experiments.studies.adversarial import Adversarial, read_found
 from experiments.studies.adversarial_search import Found, Trial, search, try_situation, unshielded
 from experiments.studies.adversarial_situations import DRAWN, RANGES, Situation, Space
@@ -36,7 +35,7 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Space:
 def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained policy's file; it decides by other prices than the suite's."""
     path = tmp_path_factory.mktemp("policy") / "policy.safetensors"
-    save_policy(path, make_scorer(ObservationLayout(2), PolicyConfig()), {})
+    save_policy(path, make_scorer(PolicyConfig()), {})
     return path
 
 

@@ -113,7 +113,7 @@ def test_labels_are_spread_over_whole_episodes(make, tmp_path):
     labels = course._label(lessons(0)[1], np.random.default_rng(0))
     assert len(labels.cost) == 8  # what a lesson owes: 16 an update, two lessons
     assert labels.candidates.shape == (8, 4)
-    assert (labels.scale > 0).all()
+    assert (labels.spread > 0).all()
 
 
 class Stop:

@@ -36,7 +36,7 @@ WEIGHTS = RewardWeights(alpha=0.7, beta=0.2, reference_s=0.05)
 def randomised(config: PolicyConfig, num_nodes: int, seed: int = 0, size: float = 0.3) -> Any:
     """A network with other weights everywhere, the zeros of the start included."""
     torch.manual_seed(seed)
-    scorer = make_scorer(ObservationLayout(num_nodes), config)
+    scorer = make_scorer(config)
     with torch.no_grad():
         for parameter in scorer.parameters():
             parameter += size * torch.randn(parameter.shape)
@@ -113,7 +113,7 @@ def test_load_is_told_from_what_an_idle_machine_would_take():
 def test_the_prior_alone_is_explained_by_the_estimate_alone():
     world = stream()
     config = PolicyConfig(congestion_price=0.0, crowding_price=0.0, migration_share=1.0, alpha=world.weights.alpha)
-    scorer = make_scorer(ObservationLayout(4), config)
+    scorer = make_scorer(config)
     simulator, observer, seen = stopped(world, 25)
     estimate = observer.layout.split(seen)["estimate"].astype(np.float64).ravel()
     best, worst = int(estimate.argmin()), int(estimate.argmax())
@@ -263,7 +263,7 @@ def some_decision(against: Any, task: int = 30) -> Decision:
 
 def test_where_the_rule_agrees_the_second_choice_is_explained():
     world = stream()
-    scorer = make_scorer(ObservationLayout(4), PolicyConfig(alpha=WEIGHTS.alpha))
+    scorer = make_scorer(PolicyConfig(alpha=WEIGHTS.alpha))
     rule = PricedGreedy(alpha=WEIGHTS.alpha)
     found = explain_decision(world, LearnedScheduler(scorer), rule, rule, 0, 30)
     assert found.agrees
@@ -273,7 +273,7 @@ def test_where_the_rule_agrees_the_second_choice_is_explained():
 
 def test_the_second_choice_of_a_policy_that_was_loaded_is_one_on_the_machine_at_hand():
     rule = PricedGreedy(alpha=WEIGHTS.alpha)
-    loaded, fitting = (make_scorer(ObservationLayout(n), PolicyConfig(alpha=WEIGHTS.alpha)) for n in (1, 4))
+    loaded, fitting = (make_scorer(PolicyConfig(alpha=WEIGHTS.alpha)) for n in (1, 4))
     loaded.load_state_dict(fitting.state_dict())
     first, second = (explain_decision(stream(), LearnedScheduler(s), rule, rule, 0, 5) for s in (loaded, fitting))
     assert first.agrees
@@ -329,7 +329,7 @@ def test_placements_that_cannot_be_chosen_are_refused(pair: int, other: int):
     simulator, observer, seen = stopped(stream(), 5)
     observer.layout.split(seen)["task_mask"][1] = 0.0
     with pytest.raises(ValueError, match=r"placements to compare must be open"):
-        attribute(make_scorer(observer.layout, PolicyConfig()), seen, pair, other, all_terms(simulator), WEIGHTS)
+        attribute(make_scorer(PolicyConfig()), seen, pair, other, all_terms(simulator), WEIGHTS)
 
 
 @pytest.mark.parametrize("task", [-1, 40])
@@ -341,7 +341,7 @@ def test_a_task_that_is_not_there_is_refused(task: int):
 def test_a_machine_of_one_node_leaves_nothing_to_explain():
     workload = toy_workload([Task(num_bytes=10.0)])
     world = World(workload, (toy_machine(1),), WEIGHTS, 1.0)
-    policy = LearnedScheduler(make_scorer(ObservationLayout(1), PolicyConfig()))
+    policy = LearnedScheduler(make_scorer(PolicyConfig()))
     with pytest.raises(ValueError, match=r"must leave a choice to be explained"):
         explain_decision(world, policy, Greedy(), PricedGreedy(), 0, 0)
 

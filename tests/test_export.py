@@ -48,7 +48,7 @@ def randomised(scorer: PairScorer, seed: int = 0) -> PairScorer:
 
 def make_network(config: PolicyConfig = SMALL, seed: int = 0) -> PairScorer:
     torch.manual_seed(seed)
-    return randomised(make_scorer(ObservationLayout(1), config), seed)
+    return randomised(make_scorer(config), seed)
 
 
 def write(form: str, folder: Path, scorer: PairScorer, num_nodes: int = 8) -> Any:
@@ -96,7 +96,7 @@ def test_ten_thousand_actions_are_exactly_the_same(form, prior, tmp_path, eight)
     actions, _ = learned.predict(eight)
     got = np.concatenate([exported.decide(part) for part in np.split(eight, 20)])
     np.testing.assert_array_equal(got, actions)
-    want = scorer.on(ObservationLayout(8)).logits(eight[:500])
+    want = scorer.logits(eight[:500])
     np.testing.assert_allclose(exported.logits(eight[:500]), want, rtol=1e-5, atol=1e-4)
     assert len(np.unique(actions, axis=0)) > 16
 

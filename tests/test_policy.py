@@ -102,7 +102,7 @@ def scores(scorer: PairScorer, observation: np.ndarray) -> tuple[np.ndarray, np.
     """Logits as matrices, and values."""
     num_nodes = ObservationLayout.of_size(observation.shape[1]).num_nodes
     with torch.no_grad():
-        logits, values = scorer.on(ObservationLayout(num_nodes))(torch.from_numpy(observation))
+        logits, values = scorer(torch.from_numpy(observation))
     return logits.numpy().reshape(-1, num_nodes, num_nodes), values.numpy()
 
 
@@ -200,7 +200,7 @@ def test_the_prior_is_the_rules_cost_to_the_last_digits(seed, num_nodes):
     groups = random_groups(rng, 4, num_nodes)
     prices = (*rng.exponential(1.0, 2), rng.random(), rng.exponential())
     config = replace(SMALL, **dict(zip(PRICES, prices, strict=True)))
-    scorer = PairScorer(ObservationLayout(num_nodes), config)
+    scorer = PairScorer(config)
     observation = torch.from_numpy(row_of(groups))
     got = costs(scorer, groups)
     want = np.maximum(priced_cost(groups, *prices), SMALLEST_COST)
@@ -214,7 +214,7 @@ def test_the_prior_is_the_rules_cost_to_the_last_digits(seed, num_nodes):
 def test_each_price_has_a_learned_factor_of_its_own():
     groups = random_groups(np.random.default_rng(1), 4, 3)
     config = replace(SMALL, congestion_price=2.0, crowding_price=3.0, migration_share=0.1)
-    scorer = PairScorer(ObservationLayout(3), config)
+    scorer = PairScorer(config)
     with torch.no_grad():
         scorer.log_price.copy_(torch.log(torch.tensor([2.0, 0.5, 4.0])))
     np.testing.assert_allclose(costs(scorer, groups), priced_cost(groups, 4.0, 1.5, 0.4, 1.0), rtol=1e-4)
@@ -227,7 +227,7 @@ def test_a_placement_that_costs_one_percent_more_is_as_much_less_likely_as_prior
     groups = random_groups(np.random.default_rng(0), 1, 2, all_open=True)
     config = replace(SMALL, congestion_price=0.0, crowding_price=0.0, migration_share=1.0, prior_scale=30.0)
     groups["estimate"][:] = [[1.0, 1.01], [2.0, 4.0]]
-    logits, _ = scores(PairScorer(ObservationLayout(2), config), row_of(groups))
+    logits, _ = scores(PairScorer(config), row_of(groups))
     np.testing.assert_allclose(logits[0], -30.0 * np.log([[1.0, 1.01], [2.0, 4.0]]), rtol=1e-4, atol=1e-5)
 
 

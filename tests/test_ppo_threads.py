@@ -11,7 +11,6 @@ from agents.ppo import threads
 from agents.ppo.config import PolicyConfig
 from agents.ppo.scorer import PairScorer
 from agents.ppo.threads import STEPS, WARM_UP, gradient_step, measured_threads
-from envs.observation import ObservationLayout
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +104,7 @@ def test_a_gradient_step_is_measured_and_leaves_a_number_that_the_machine_has():
 
 
 def test_the_step_that_is_measured_teaches_nothing():
-    scorer = PairScorer(ObservationLayout(4), PolicyConfig(node_width=6, pair_width=5))
+    scorer = PairScorer(PolicyConfig(node_width=6, pair_width=5))
     before = {name: value.clone() for name, value in scorer.state_dict().items()}
     gradient_step(scorer, rows=8)
     assert all(torch.equal(before[name], value) for name, value in scorer.state_dict().items())

@@ -122,7 +122,7 @@ def test_a_flat_network_knows_machines_up_to_a_size():
     [({}, PairScorer), ({"encoder": "flat"}, FlatScorer), ({"heads": "independent"}, IndependentHeads)],
 )
 def test_a_configuration_names_its_network(changes, kind):
-    assert type(make_scorer(ObservationLayout(3), replace(SMALL, **changes))) is kind
+    assert type(make_scorer(replace(SMALL, **changes))) is kind
 
 
 # What a configuration refuses.

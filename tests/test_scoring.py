@@ -40,7 +40,7 @@ THREADS = min(2, os.cpu_count() or 1)
 def make_network(config: PolicyConfig = SHIPPED, seed: int = 0, spread: float = 0.2) -> PairScorer:
     """A network with random weights everywhere, the zeros of the start included."""
     torch.manual_seed(seed)
-    scorer = make_scorer(ObservationLayout(1), config)
+    scorer = make_scorer(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in scorer.parameters():
@@ -51,7 +51,7 @@ def make_network(config: PolicyConfig = SHIPPED, seed: int = 0, spread: float = 
 def by_torch(scorer: PairScorer, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Logits and best pairs."""
     with torch.no_grad():
-        logits, _ = scorer.on(ObservationLayout.of_size(rows.shape[1]))(torch.from_numpy(rows))
+        logits, _ = scorer(torch.from_numpy(rows))
     return logits.numpy(), best_pair(logits).numpy()
 
 
@@ -122,7 +122,7 @@ def test_logarithms_are_those_of_double_precision():
 def test_untrained_it_says_what_the_priced_greedy_rule_says_to_the_last_digits():
     rows = invented(np.random.default_rng(1), 64, 5)
     config = PolicyConfig(prior_scale=30.0, congestion_price=0.7, crowding_price=2.0, migration_share=0.4, alpha=0.8)
-    logits = CompiledScorer.from_scorer(make_scorer(ObservationLayout(5), config)).logits(rows)
+    logits = CompiledScorer.from_scorer(make_scorer(config)).logits(rows)
     cost = np.maximum(priced_cost(ObservationLayout(5).split(rows), 0.7, 2.0, 0.4, 0.8), 1e-4).reshape(64, 25)
     is_open = logits > CLOSED / 2
     ratio = cost / np.where(is_open, cost, np.inf).min(axis=1, keepdims=True)
@@ -135,7 +135,7 @@ def test_the_first_of_equal_pairs_is_chosen():
     for name in ("nodes", "data_mask", "estimate", "latency", "bandwidth"):
         groups[name][:] = 1.0
     groups["task_mask"][:] = [0.0, 1.0, 1.0]
-    compiled = CompiledScorer.from_scorer(make_scorer(ObservationLayout(3), SMALL))
+    compiled = CompiledScorer.from_scorer(make_scorer(SMALL))
     assert compiled.pairs(rows).tolist() == [3]
     groups["estimate"][0, 2, 1] = 1.0 - 0.5 * network.TIE / SMALL.prior_scale  # better, but a tie
     assert compiled.pairs(rows).tolist() == [3]

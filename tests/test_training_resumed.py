@@ -80,16 +80,16 @@ def test_a_run_may_be_interrupted_again_and_again(whole, tmp_path, without_pictu
     assert same_checkpoint(trainer.checkpoint_path, whole[0].checkpoint_path)
 
 
-@pytest.mark.parametrize("where", ["label", "learn", "train", "collect_rollouts"])
+@pytest.mark.parametrize("where", ["_label_once", "learn", "train", "collect_rollouts"])
 def test_an_interruption_within_an_update_costs_only_that_update(whole, tmp_path, monkeypatch, without_pictures, where):
-    owner: Any = {"label": training.RolloutTeacher, "learn": training.RolloutTeacher}.get(where, training.PPO)
+    owner: Any = {"_label_once": training.RolloutTeacher, "learn": training.RolloutTeacher}.get(where, training.PPO)
     name = "update" if where == "learn" else where
     original, calls = getattr(owner, name), []
 
     def sometimes(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
         result = original(*args, **kwargs)
-        if len(calls) == (4 if where == "label" else 2):
+        if len(calls) == (4 if where == "_label_once" else 2):
             raise KeyboardInterrupt
         return result
 

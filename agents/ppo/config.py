@@ -107,21 +107,22 @@ class TeacherConfig:
     Attributes:
         labels: how many states to label in all; 0 leaves the teacher out.
         labels_per_update: how many between two rounds of fitting.
-        lessons: worlds that an update meets, where there are many.
+        lessons: worlds that an update meets, where there are many; labels of one world are alike.
         drawn_share: share of these on machines drawn at random; the others are on the suite's own.
         num_rows: B, states labelled at once, where there is one world.
         num_candidates: K, placements tried in each state.
         num_random: how many of them are drawn from all open ones; the others are the likeliest by the policy as it
             stands. Without any, nothing would hold down the score of a placement that is never tried.
         depth: decisions followed after each candidate; about the time for which a placement is felt.
-        discount: weight of each of these decisions' cost over that of the one before it.
+        discount: weight of each of these decisions' cost over that of the one before it, but for tasks on the
+            candidate's own object, which count in full.
         stride: decisions between labelled states of a row, so that labels differ.
         memory: updates whose labels are fitted again with the newest: a label costs far more than a gradient step.
         batch_size: labels in a gradient step.
         learning_rate: of Adam at the start; it falls linearly to a twentieth.
         averaging: share of the average of weights that an update leaves, where there are many worlds.
-        regret_weight: of the second term of `agents.ppo.teacher.teacher_loss`; 0 leaves it out.
-        num_threads: threads that try candidates; more or fewer change no result.
+        num_threads: threads that try candidates, of several worlds at once where there are many; more or fewer change
+            no result.
 
     Raises:
         ValueError: a count below 1, fewer than 2 candidates, or a rate that is not positive.
@@ -129,7 +130,7 @@ class TeacherConfig:
 
     labels: int = 196_608
     labels_per_update: int = 8192
-    lessons: int = 8
+    lessons: int = 64
     drawn_share: float = 0.5
     num_rows: int = 256
     num_candidates: int = 6
@@ -141,7 +142,6 @@ class TeacherConfig:
     batch_size: int = 1024
     learning_rate: float = 1e-3
     averaging: float = 0.9
-    regret_weight: float = 0.1
     num_threads: int = 2
 
     def __post_init__(self) -> None:
@@ -164,13 +164,6 @@ class TeacherConfig:
             raise ValueError(f"teacher: averaging must be in [0, 1), got {self.averaging}.")
         if not 0.0 <= self.drawn_share <= 1.0:
             raise ValueError(f"teacher: drawn_share must be in [0, 1], got {self.drawn_share}.")
-        if not 0.0 <= self.regret_weight < float("inf"):
-            raise ValueError(f"teacher: regret_weight must be finite and >= 0, got {self.regret_weight}.")
-
-    @property
-    def decisions(self) -> float:
-        """How many decisions' cost a label is: those followed, by their weights."""
-        return float(sum(self.discount**step for step in range(self.depth)))
 
 
 @dataclass(frozen=True)

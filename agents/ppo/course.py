@@ -13,10 +13,12 @@ References:
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from agents.ppo.policy import PlacementPolicy, prior_config
 from agents.ppo.scorer import PairScorer
 from agents.ppo.scorers import make_scorer
 from agents.ppo.storage import LearnedScheduler, load_weights, read_tensors, save_policy, write_tensors
-from agents.ppo.teacher import Labeller, Labels, by_size, joined, learn
+from agents.ppo.teacher import Labeller, Labels, by_size, learn
 from agents.ppo.threads import gradient_step, measured_threads
 from agents.ppo.training import Progress
 from agents.rules.greedy import PricedGreedy
@@ -130,7 +132,7 @@ class Course:
         # What is judged and kept: the weights' running average, for lessons pull them to and fro.
         if config.measure_threads:
             measured_threads(partial(gradient_step, self.policy.scorer))
-        self.average = make_scorer(self.policy.layout, self.policy.config).to(device)
+        self.average = make_scorer(self.policy.config).to(device)
         self.average.load_state_dict(self.policy.scorer.state_dict())
         self.memory: list[list[Labels]] = []
         self.update = 0  # updates done
@@ -168,7 +170,9 @@ class Course:
         """Label, learn, and judge when it is time."""
         began, config = time.monotonic(), self.config.teacher
         rng = np.random.default_rng([self.config.seed, self.update, 1])
-        labels = [self._label(lesson, rng) for lesson in self.lessons(self.update)]
+        lessons = self.lessons(self.update)
+        with ThreadPoolExecutor(min(config.num_threads, os.cpu_count() or 1)) as pool:
+            labels = list(pool.map(self._label, lessons, rng.spawn(len(lessons))))
         self.memory = [*self.memory, by_size(labels)][-config.memory :]
         progress = self.update / self.config.num_teacher_updates
         remembered = [part for parts in self.memory for part in parts]
@@ -197,8 +201,8 @@ class Course:
                 mine.lerp_(newest, step)
 
     def _label(self, lesson: Lesson, rng: np.random.Generator) -> Labels:
-        """Label states of a lesson, spread over its episodes' whole length."""
-        config, num_tasks = self.config.teacher, lesson.world.workload.num_tasks
+        """Label states of a lesson, spread over its episodes' whole length; it shares no array with other lessons."""
+        config, num_tasks = replace(self.config.teacher, num_threads=1), lesson.world.workload.num_tasks
         stride = min(config.stride, num_tasks)
         rounds = num_tasks // stride
         wanted = -(-config.labels_per_update // config.lessons)
@@ -206,7 +210,7 @@ class Course:
         labeller.rows.generators = rng.spawn(labeller.rows.num_rows)
         labeller.rows.reset()
         labeller.skip(int(rng.integers(num_tasks - rounds * stride + 1)))
-        return joined([labeller.label(rng) for _ in range(rounds)])
+        return labeller.label(rounds, rng)
 
     def _examine(self, writer: SummaryWriter) -> None:
         """Let the averaged policy sit the exams, trusted more and less; keep the best so far."""
@@ -231,7 +235,7 @@ class Course:
 
     def _trusting(self, trust: float) -> PairScorer:
         """The averaged policy, with what it learned taken at this share; the rest is the prior."""
-        scorer = make_scorer(self.policy.layout, self.policy.config)
+        scorer = make_scorer(self.policy.config)
         scorer.load_state_dict(self.average.state_dict())
         with torch.no_grad():
             for learned in scorer.learned():

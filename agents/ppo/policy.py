@@ -79,7 +79,7 @@ class PlacementPolicy(ActorCriticPolicy):
 
     def _build(self, lr_schedule: Schedule) -> None:
         """Make the network and its optimiser, in place of the base class's multilayer perceptrons."""
-        self.scorer = make_scorer(self.layout, self.config)
+        self.scorer = make_scorer(self.config)
         self.optimizer = torch.optim.Adam(self.parameters(), lr=lr_schedule(1), eps=1e-5)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

@@ -53,10 +53,9 @@ NUM_PRICES = 3
 class PairScorer(nn.Module):
     """Logits of all pairs and the value of the state, from observation rows."""
 
-    def __init__(self, layout: ObservationLayout, config: PolicyConfig) -> None:
+    def __init__(self, config: PolicyConfig) -> None:
         """Make the layers; the last ones of prices, residual and value start at zero."""
         super().__init__()
-        self.layout = layout
         self.config = config
         width, pair_width = config.node_width, config.pair_width
         self.encode = nn.Linear(NUM_NODE_FEATURES, width)
@@ -78,14 +77,9 @@ class PairScorer(nn.Module):
         self.log_price = nn.Parameter(torch.zeros(NUM_PRICES))
         self.log_scale = nn.Parameter(torch.tensor(float(np.log(config.prior_scale))))
 
-    def on(self, layout: ObservationLayout) -> PairScorer:
-        """The same network for a machine of another size; returns itself."""
-        self.layout = layout
-        return self
-
     def groups(self, observation: Tensor) -> dict[str, Tensor]:
         """The groups of the rows as views; zeros in place of those that the policy is blind to."""
-        parts: dict[str, Tensor] = self.layout.split(observation)
+        parts: dict[str, Tensor] = _split(observation)
         return parts | {name: torch.zeros_like(parts[name]) for name in self.config.blind_to}
 
     def log_cost(self, groups: Mapping[str, Tensor], factor: Tensor) -> Tensor:
@@ -102,7 +96,7 @@ class PairScorer(nn.Module):
 
     def unit_cost(self, observation: Tensor) -> Tensor:
         """The lowest priced cost of each row, shape (B,): a logit is -scale x a cost difference over it."""
-        groups = self.layout.split(observation)
+        groups = _split(observation)
         _, lowest = _over_lowest(self.log_cost(groups, self.log_price.exp()), _open_pairs(groups))
         return lowest.exp().detach()
 
@@ -178,6 +172,11 @@ class PairScorer(nn.Module):
     def _as_heads(self, ratio: Tensor, is_open: Tensor) -> Tensor:
         """The prior as the heads can say it, shape (B, N, N)."""
         return ratio
+
+
+def _split(observation: Tensor) -> dict[str, Tensor]:
+    """The groups of rows, whatever the machine's size, which is told by theirs."""
+    return ObservationLayout.of_size(int(observation.shape[-1])).split(observation)
 
 
 def _open_pairs(groups: Mapping[str, Tensor]) -> Tensor:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from agents.ppo.config import PolicyConfig
 from agents.ppo.scorer import NUM_PRICES, PairScorer
-from envs.observation import ObservationLayout
 from envs.observation_kernel import TaskFeature
 
 MOST_NODES = 16  # of the flat network
@@ -28,9 +27,9 @@ PAIR_GROUPS = ("communication", "estimate", "congestion", "latency", "bandwidth"
 class IndependentHeads(PairScorer):
     """Task node and data node scored apart: the logit of a pair is a sum, so no pair can be preferred as such."""
 
-    def __init__(self, layout: ObservationLayout, config: PolicyConfig) -> None:
+    def __init__(self, config: PolicyConfig) -> None:
         """Make the layers; both heads start at zero."""
-        super().__init__(layout, config)
+        super().__init__(config)
         self.heads = nn.Linear(config.node_width, 2, bias=False)
         nn.init.zeros_(self.heads.weight)
 
@@ -53,9 +52,9 @@ class IndependentHeads(PairScorer):
 class FlatScorer(PairScorer):
     """One multilayer perceptron from all numbers of the observation, padded to `MOST_NODES`, to all pairs."""
 
-    def __init__(self, layout: ObservationLayout, config: PolicyConfig) -> None:
+    def __init__(self, config: PolicyConfig) -> None:
         """Make the layers; the last one starts at zero."""
-        super().__init__(layout, config)
+        super().__init__(config)
         size = MOST_NODES * len(NODE_GROUPS) + MOST_NODES**2 * len(PAIR_GROUPS) + TaskFeature.COUNT
         self.hidden = nn.Sequential(
             *(nn.Linear(size, FLAT_WIDTH), nn.ReLU(), nn.Linear(FLAT_WIDTH, FLAT_WIDTH), nn.ReLU())
@@ -72,7 +71,7 @@ class FlatScorer(PairScorer):
 
     def _residual(self, groups: Mapping[str, Tensor], nodes: Tensor, pairs: Tensor) -> Tensor:
         """See `PairScorer._residual`: neither nodes nor pairs are looked at one by one."""
-        n = self.layout.num_nodes
+        n = pairs.shape[1]
         scores = self.scores(self._hidden(groups)).reshape(-1, MOST_NODES, MOST_NODES)
         return torch.as_tensor(scores[:, :n, :n])
 
@@ -87,7 +86,7 @@ class FlatScorer(PairScorer):
         Raises:
             ValueError: more than `MOST_NODES` nodes.
         """
-        n = self.layout.num_nodes
+        n = groups["queue"].shape[-1]
         if n > MOST_NODES:
             raise ValueError(f"a flat network knows machines of up to {MOST_NODES} nodes, got {n}.")
         parts = [nn.functional.pad(groups[name], (0, MOST_NODES - n)) for name in NODE_GROUPS]
@@ -96,8 +95,8 @@ class FlatScorer(PairScorer):
         return hidden
 
 
-def make_scorer(layout: ObservationLayout, config: PolicyConfig) -> PairScorer:
+def make_scorer(config: PolicyConfig) -> PairScorer:
     """The network of a configuration."""
     if config.encoder == "flat":
-        return FlatScorer(layout, config)
-    return (IndependentHeads if config.heads == "independent" else PairScorer)(layout, config)
+        return FlatScorer(config)
+    return (IndependentHeads if config.heads == "independent" else PairScorer)(config)

@@ -76,26 +76,25 @@ class LearnedScheduler:
             raise ValueError(
                 f"policy {self.name!r} reads the full observation, got the one of kind {layout.kind.value!r}."
             )
-        pair = self._best(rows, layout) if deterministic else self._drawn(rows, layout)
+        pair = self._best(rows) if deterministic else self._drawn(rows)
         actions = np.empty((len(rows), 2), np.int64)
         np.divmod(pair, layout.num_nodes, out=(actions[:, 0], actions[:, 1]))
         return (actions[0] if np.ndim(observation) == 1 else actions), state
 
-    def _best(self, rows: Float32, layout: ObservationLayout) -> npt.NDArray[np.int64]:
+    def _best(self, rows: Float32) -> npt.NDArray[np.int64]:
         """The best pair of each row, shape (B,)."""
         if self._compiled is not None:
             return self._compiled.pairs(rows)
-        return np.asarray(best_pair(self._logits(rows, layout)).numpy())
+        return np.asarray(best_pair(torch.from_numpy(self.scorer.logits(rows))).numpy())
 
-    def _drawn(self, rows: Float32, layout: ObservationLayout) -> npt.NDArray[np.int64]:
+    def _drawn(self, rows: Float32) -> npt.NDArray[np.int64]:
         """A pair of each row, drawn by its probability, shape (B,)."""
-        odds = self._logits(rows, layout).softmax(1)
+        odds = torch.from_numpy(self.logits(rows)).softmax(1)
         return np.asarray(torch.multinomial(odds, 1, generator=self._generator).squeeze(1).numpy())
 
-    def _logits(self, rows: Float32, layout: ObservationLayout) -> Tensor:
-        """Logits of all pairs, shape (B, N N)."""
-        form = self._compiled or self.scorer.on(layout)
-        return torch.from_numpy(form.logits(rows))
+    def logits(self, rows: Float32) -> Float32:
+        """Logits of all pairs, shape (B, N N), from full observations of float32, shape (B, size)."""
+        return (self._compiled or self.scorer).logits(rows)
 
 
 def versions() -> dict[str, str]:
@@ -133,7 +132,7 @@ def load_policy(path: Path) -> tuple[LearnedScheduler, dict[str, Any]]:
     kind = about.get("observation")
     if kind != ObservationKind.FULL.value:
         raise ValueError(f"{path}: the policy must read the observation groups 'full', got {kind!r}.")
-    scorer = make_scorer(ObservationLayout(1), _config(path, about.get("config")))
+    scorer = make_scorer(_config(path, about.get("config")))
     load_weights(path, scorer, {name: value for name, value in tensors.items() if not name.startswith(PREFIX)})
     return LearnedScheduler(scorer), about
 

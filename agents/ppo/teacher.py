@@ -31,13 +31,13 @@ from agents.ppo.scoring import CompiledScorer, refusal
 from agents.rollouts import Rollouts
 from agents.rules.greedy import PricedGreedy
 from agents.totals import Totals
-from envs.observation import ObservationLayout
 from envs.observation_kernel import Float32
 from envs.world import Rows, World
 
-HOPELESS = 1.0  # times the lowest priced cost: how much worse than the best a candidate need not be told apart
-MOST_WEIGHT = 5.0  # beyond so many decisions' cost, a state's weight no longer grows with its own
-MOST_REGRET = 3.0  # decisions' cost: choosing something worse than that counts as much
+NEAR = 0.03  # times the lowest priced cost: how far from the best an error counts a third
+LARGE = 3.0  # spreads: an error beyond it counts linearly
+LEAST_SPREAD = 1e-3  # times the mean cost of a candidate
+TINY = 1e-9  # in place of 0, where nothing costs anything
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -51,13 +51,14 @@ class Labels:
         observation: shape (B, size).
         candidates: pairs n N + d, shape (B, K).
         cost: summed over the candidate's decision and those after it, shape (B, K).
-        scale: what a decision costs in that world on average: costs count relative to it, shape (B,).
+        spread: the standard deviation, in that world, of what the likeliest candidate costs more than the next one:
+            mostly what the rollouts know and the policy cannot, shape (B,).
     """
 
     observation: Float32
     candidates: I64
     cost: F64
-    scale: F64
+    spread: F64
 
 
 def joined(labels: Sequence[Labels]) -> Labels:
@@ -106,8 +107,8 @@ class Labeller:
 
     def follow_policy(self) -> None:
         """Visit from now on what the policy as it stands visits."""
-        scorer = self.scorer.on(self.layout)
-        self._scores = CompiledScorer.from_scorer(scorer).logits if not refusal(scorer.config) else scorer.logits
+        refused = refusal(self.scorer.config)
+        self._scores = self.scorer.logits if refused else CompiledScorer.from_scorer(self.scorer).logits
 
     def _candidates(self, logits: Float32, rule_pairs: I64, rng: np.random.Generator) -> I64:
         """The placements of each row to try, shape (B, K).
@@ -124,8 +125,15 @@ class Labeller:
         chosen = np.argsort(np.where(is_open, key, np.inf), axis=1, kind="stable")[:, : self.config.num_candidates]
         return np.where(np.take_along_axis(is_open, chosen, axis=1), chosen, chosen[:, :1])
 
-    def label(self, rng: np.random.Generator) -> Labels:
-        """Label the state of every row, and move on to the next ones."""
+    def label(self, rounds: int, rng: np.random.Generator) -> Labels:
+        """Label the states of every row, as many times, each time some decisions further on."""
+        parts = [self._label_once(rng) for _ in range(rounds)]
+        observation, candidates, cost = (np.concatenate(same) for same in zip(*parts, strict=True))
+        spread = max(float(np.std(cost[:, 0] - cost[:, 1 % cost.shape[1]])), LEAST_SPREAD * float(cost.mean()), TINY)
+        return Labels(observation, candidates, cost, np.full(len(cost), spread))
+
+    def _label_once(self, rng: np.random.Generator) -> tuple[Float32, I64, F64]:
+        """Observations, candidates and costs of every row; moves on to the next states."""
         observation = self.rows.observe().copy()
         placed, _ = self.rule.predict(observation)
         pairs = placed[:, 0] * self.layout.num_nodes + placed[:, 1]
@@ -133,7 +141,7 @@ class Labeller:
         cost = self.rollouts.try_candidates(self.rows.simulator, candidates)
         self._play(candidates[:, 0])
         self.skip(self.config.stride - 1)
-        return Labels(observation, candidates, cost, np.full(len(cost), cost.mean() / self.config.decisions))
+        return observation, candidates, cost
 
     def skip(self, decisions: int) -> None:
         """Let the policy decide without labelling."""
@@ -189,7 +197,7 @@ class RolloutTeacher(Labeller):
         """
         self.follow_policy()
         rounds = -(-self.config.labels_per_update // self.config.num_rows)
-        self.memory = [*self.memory, joined([self.label(rng) for _ in range(rounds)])][-self.config.memory :]
+        self.memory = [*self.memory, self.label(rounds, rng)][-self.config.memory :]
         return learn(self.policy, self.optimizer, self.memory, self.config, progress, rng)
 
 
@@ -217,10 +225,10 @@ def learn(
     batches = [(part, rows) for part in parts for rows in np.split(*_cuts(len(part.cost), config.batch_size, rng))]
     for index in rng.permutation(len(batches)):
         part, rows = batches[index]
-        loss = teacher_loss(policy.scorer, Labels(*(values[rows] for values in vars(part).values())), config)
+        loss = teacher_loss(policy.scorer, Labels(*(values[rows] for values in vars(part).values())))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(policy.parameters(), 10.0)
         optimizer.step()
         losses.append(loss.item())
     return float(np.mean(losses))
@@ -231,32 +239,22 @@ def _cuts(count: int, size: int, rng: np.random.Generator) -> tuple[I64, I64]:
     return rng.permutation(count), np.arange(size, count, size)
 
 
-def teacher_loss(scorer: PairScorer, labels: Labels, config: TeacherConfig) -> Tensor:
-    """How far the policy is from what the candidates cost more or less than each other: two terms.
+def teacher_loss(scorer: PairScorer, labels: Labels) -> Tensor:
+    """How far the logits are from what the candidates cost more or less than each other.
 
-    The first fits logits to costs. Differences are taken relative to the state's lowest priced cost, as the prior
-    takes them, and weighed by it over what a decision costs in that world: the loss is quadratic for small errors,
-    so that expectations are learned, and linear for large ones. A hopeless candidate only has to score low enough.
-
-    The second, times `regret_weight`, is what choosing among the candidates by the policy's odds costs more than the
-    best of them, in units of what a decision costs: it spends the network on differences that change decisions.
+    Logits and costs are compared relative to the state's lowest priced cost, as the prior takes them, up to a number
+    that all candidates of a state share. Errors count in units of what costs vary by in that world, so that no world
+    drowns the others in its noise. They count the more the nearer the policy sees the candidate to the best one. These
+    weights follow from the policy and not from the costs, so what is learned is what costs can be expected to be; a
+    weight that looked at the costs would make a policy believe in what went well by chance.
     """
-    scorer = scorer.on(ObservationLayout.of_size(labels.observation.shape[1]))
-    numbers = (labels.observation, labels.candidates, np.float32(labels.cost), np.float32(labels.scale))
-    rows, candidates, cost, scale = (torch.from_numpy(array).to(scorer.log_scale.device) for array in numbers)
-    scale = scale.unsqueeze(1)
-    logits = scorer(rows)[0].gather(1, candidates)
+    numbers = (labels.observation, labels.candidates, np.float32(labels.cost), np.float32(labels.spread))
+    rows, candidates, cost, spread = (torch.from_numpy(array).to(scorer.log_scale.device) for array in numbers)
     unit = scorer.unit_cost(rows).unsqueeze(1)
-    got, want = logits / scorer.log_scale.exp(), -cost / unit
-    floor = want.amax(1, keepdim=True) - HOPELESS
-    hopeless = want < floor
-    want = want.maximum(floor)
-    told_apart = ~hopeless / (~hopeless).sum(1, keepdim=True)  # the hopeless have no say in where the others' mean lies
-    error = got - want - ((got - want) * told_apart).sum(1, keepdim=True)
-    error = torch.where(hopeless, error.clamp(min=0.0), error)
-    fit = nn.functional.huber_loss(error, torch.zeros(()).expand_as(error), reduction="none")
-    loss = (fit * (unit / scale).clamp(max=MOST_WEIGHT)).mean()
-    if config.regret_weight:
-        regret = ((cost - cost.amin(1, keepdim=True)) / scale).clamp(max=MOST_REGRET)
-        loss = loss + config.regret_weight * (logits.softmax(1) * regret).sum(1).mean()
-    return loss
+    got, want = scorer(rows)[0].gather(1, candidates) / scorer.log_scale.exp(), -cost / unit
+    behind = (got.amax(1, keepdim=True) - got).detach()
+    weight = (-behind / NEAR).exp()
+    error = got - want
+    error = (error - (error * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)) * unit / spread.unsqueeze(1)
+    fit = nn.functional.huber_loss(error, torch.zeros(()).expand_as(error), reduction="none", delta=LARGE)
+    return torch.as_tensor((weight * fit).mean())

@@ -20,6 +20,7 @@ from collections.abc import Callable
 import torch
 
 from agents.ppo.scorer import PairScorer
+from envs.observation import ObservationLayout
 
 WARM_UP = 2  # steps before the clock: the first ones allocate and start threads
 STEPS = 5  # timed with each number of threads, in turn
@@ -62,9 +63,12 @@ def measured_threads(step: Callable[[], object], most: int | None = None) -> int
     return best
 
 
+NUM_NODES = 8  # of the machine whose observations are measured with
+
+
 def gradient_step(scorer: PairScorer, rows: int = 1024) -> None:
     """A step like those of training, in time and memory; nothing is learned from it."""
-    observation = torch.ones(rows, scorer.layout.size, device=scorer.log_scale.device)
+    observation = torch.ones(rows, ObservationLayout(NUM_NODES).size, device=scorer.log_scale.device)
     logits, values = scorer(observation)
     (logits.sum() + values.sum()).backward()
     scorer.zero_grad()
