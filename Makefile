@@ -50,7 +50,7 @@ train-shipped: $(READY)
 	$(BIN)/numa-rl train --scenario suite --out $(SHIPPED) --overwrite --validate-every 8 --validation-episodes 288 \
 		--teacher.labels 640000 --teacher.depth 192 --teacher.discount 0.95 --teacher.num-candidates 5 \
 		--teacher.stride 8 --teacher.memory 8
-	$(BIN)/numa-rl suite --policy $(SHIPPED)/policy.safetensors --shield --lookahead --out results/shipped
+	$(BIN)/numa-rl suite --policy $(SHIPPED)/policy.safetensors --shield --lookahead --no-oracle --out results/shipped
 	$(BIN)/numa-rl ship --run-folder $(SHIPPED) --suite results/shipped
 
 docs: $(READY)

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 RUN_FILE = "run.json"
 NETWORKS = ("checkpoint.safetensors", "policy.safetensors")  # what a run leaves beside it
 SUITE = "suite"  # in place of a scenario
-NOT_OF_SUITE = ("train_episodes", "teacher.num_rows", "ppo.")  # options that the suite's training has no use for
+# Options that only the one kind of training has a use for.
+OF_SCENARIOS = ("train_episodes", "teacher.num_rows", "ppo.")
+OF_SUITE = ("teacher.lessons", "teacher.drawn_share", "teacher.averaging")
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Train:
 
         Raises:
             ValueError: no such scenario or run, a folder that holds a run already, or one that cannot be written, or
-                an option that the suite's training would ignore.
+                an option that this kind of training would ignore.
         """
         console = Console()
         if self.resume is not None:
@@ -76,21 +78,21 @@ class Train:
         else:
             require_at_least(1, self.train_episodes, "--train-episodes")
             require_at_least(1, self.validation_episodes, "--validation-episodes")
-            if self.scenario == SUITE:
-                _require_used_by_suite(self)
+            require_used(self)
             name = SUITE if self.scenario == SUITE else load_scenario(self.scenario).name
             train, folder = self, self.out or Path("runs") / name
             prepare(folder, train)
         train_policy(train, folder, console, resume=self.resume is not None)
 
 
-def _require_used_by_suite(train: Train) -> None:
-    """Raise ValueError for the first option that was set though training on the suite makes no use of it."""
+def require_used(train: Train) -> None:
+    """Raise ValueError for the first option that was set though this kind of training makes no use of it."""
+    unused, where = (OF_SCENARIOS, f"--scenario {SUITE}") if train.scenario == SUITE else (OF_SUITE, "one scenario")
     given, default = (_flat({"train_episodes": some.train_episodes} | asdict(some.config)) for some in (train, Train()))
     for name, value in given.items():
-        if name.startswith(NOT_OF_SUITE) and value != default[name]:
+        if name.startswith(unused) and value != default[name]:
             raise ValueError(
-                f"--{name.replace('_', '-')} must stay {default[name]}, its default, with --scenario {SUITE}, "
+                f"--{name.replace('_', '-')} must stay {default[name]}, its default, with {where}, "
                 f"which makes no use of it, got {value}."
             )
 

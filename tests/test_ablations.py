@@ -12,7 +12,7 @@ import pytest
 import torch
 from small_suite import small, write_definition
 
-from agents.ppo.config import PPOConfig, TeacherConfig, TrainingConfig
+from agents.ppo.config import TeacherConfig, TrainingConfig
 from agents.ppo.storage import load_policy
 from agents.shipped import POLICY
 from agents.statistics import interquartile_interval, interquartile_mean
@@ -30,7 +30,6 @@ TINY = TrainingConfig(
     teacher=TeacherConfig(
         labels=16, labels_per_update=16, lessons=2, num_candidates=2, num_random=1, depth=2, num_threads=1
     ),
-    ppo=PPOConfig(total_timesteps=0),
 )
 
 

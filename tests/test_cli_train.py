@@ -214,6 +214,16 @@ def test_what_training_on_the_suite_would_ignore_is_refused(numa_rl, asked, opti
     assert not Path("runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "default"),
+    [("--teacher.lessons", "8", "64"), ("--teacher.drawn-share", "0.1", "0.5"), ("--teacher.averaging", "0.5", "0.9")],
+)
+def test_what_training_on_one_scenario_would_ignore_is_refused(numa_rl, option, value, default):
+    rule = f"{option} must stay {default}, its default, with one scenario, which makes no use of it, got {value}."
+    refused(numa_rl("train", "--scenario", "stream-cube", option, value), rule)
+    assert not Path("runs").exists()
+
+
 def test_the_suite_takes_all_other_options_and_defaults_that_are_given(numa_rl, asked):
     ended = numa_rl("train", "--scenario", "suite", "--seed", 1, "--teacher.lessons", 3, "--node-width", 6,
                     "--validation-episodes", 30, "--ppo.gamma", 0.98, "--train-episodes", 512)  # fmt: skip

@@ -30,7 +30,7 @@ from experiments.studies.ablation_rows import FULL, VARIANTS, chosen
 from experiments.suite.cache import Cache
 from experiments.suite.definition import STANDARD, Cell, read_definition
 from experiments.suite.run import Runner
-from experiments.train import RUN_FILE, SUITE, Train, prepare, train_policy
+from experiments.train import RUN_FILE, SUITE, Train, prepare, require_used, train_policy
 from experiments.tune import require_at_least
 
 CHECKPOINT, POLICY = "checkpoint.safetensors", "policy.safetensors"  # in the folder of a training
@@ -128,10 +128,12 @@ class Ablations:
             config = replace(config, teacher=replace(config.teacher, labels=self.labels))
         require_writable(self.out / "ablations.json", "--out")
         configs = [replace(config, seed=seed) for seed in range(config.seed, config.seed + self.seeds)]
-        return {
+        runs = {
             name: [(self.out / name / f"seed-{each.seed}", self._train(name, each)) for each in configs]
             for name in names
         }
+        require_used(runs[FULL][0][1])
+        return runs
 
     def _train(self, name: str, config: TrainingConfig) -> Train:
         return Train(SUITE, validation_episodes=self.validation_episodes, config=VARIANTS[name].of(config))
