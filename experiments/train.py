@@ -31,7 +31,7 @@ NETWORKS = ("checkpoint.safetensors", "policy.safetensors")  # what a run leaves
 SUITE = "suite"  # in place of a scenario
 # Options that only the one kind of training has a use for.
 OF_SCENARIOS = ("train_episodes", "teacher.num_rows", "ppo.")
-OF_SUITE = ("teacher.lessons", "teacher.drawn_share", "teacher.averaging")
+OF_SUITE = ("teacher.lessons", "teacher.drawn_share", "teacher.held_out", "teacher.averaging")
 
 
 @dataclass(frozen=True)

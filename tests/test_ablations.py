@@ -107,6 +107,7 @@ def test_every_row_leaves_out_what_it_says_and_nothing_else():
         "no-prior": {"prior"},
         "two-heads": {"heads"},
         "mlp": {"encoder"},
+        "held-out-too": {"teacher"},
         "no-drawn-machines": {"teacher"},
     }
     assert replace(config.teacher, drawn_share=0.0) == VARIANTS["no-drawn-machines"].of(config).teacher

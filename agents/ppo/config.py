@@ -109,6 +109,7 @@ class TeacherConfig:
         labels_per_update: how many between two rounds of fitting.
         lessons: worlds that an update meets, where there are many; labels of one world are alike.
         drawn_share: share of these on machines drawn at random; the others are on the suite's own.
+        held_out: whether the cells that the suite holds out are taught too, to see what it costs not to have seen them.
         num_rows: B, states labelled at once, where there is one world.
         num_candidates: K, placements tried in each state.
         num_random: how many of them are drawn from all open ones; the others are the likeliest by the policy as it
@@ -132,6 +133,7 @@ class TeacherConfig:
     labels_per_update: int = 8192
     lessons: int = 64
     drawn_share: float = 0.5
+    held_out: bool = False
     num_rows: int = 256
     num_candidates: int = 6
     num_random: int = 2

@@ -54,6 +54,7 @@ VARIANTS: Mapping[str, Variant] = {
         "one network for all nodes: a perceptron over all numbers scores the pairs, and knows up to 16 nodes",
         {"encoder": "flat"},
     ),
+    "held-out-too": Variant("nothing; the cells that are held out are taught too", teacher={"held_out": True}),
     "no-drawn-machines": Variant("machines drawn at random in training", teacher={"drawn_share": 0.0}),
 }
 

@@ -45,11 +45,12 @@ def suite_course(
         git_revision: of the code.
     """
     definition = read_definition(STANDARD)
-    cells = [cell for cell in definition.cells() if not cell.held_out]
+    seen = [cell for cell in definition.cells() if not cell.held_out]
+    cells = definition.cells() if config.teacher.held_out else seen
     name = PricedGreedy.name
     with console.status("tuning priced greedy") as status:
         tuned = tune_suite(
-            cells, [name], definition.counts, SEED, lambda pieces: run_pieces(pieces, Cache(CACHE), os.cpu_count() or 1)
+            seen, [name], definition.counts, SEED, lambda pieces: run_pieces(pieces, Cache(CACHE), os.cpu_count() or 1)
         )
         single = tuned.single[name]
         exams = suite_exams(
@@ -57,7 +58,7 @@ def suite_course(
         )
     setting = ", ".join(f"{key} {value:.3g}" for key, value in single.items())
     console.print(
-        f"{definition.description}: {len(cells)} training cells. Prior: {name} with one setting for all, {setting}.",
+        f"{definition.description}: {len(cells)} cells to teach. Prior: {name} with one setting for all, {setting}.",
         highlight=False,
         soft_wrap=True,
     )
