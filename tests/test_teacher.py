@@ -396,15 +396,17 @@ def test_errors_count_by_nearness_and_by_what_costs_vary_by(world):
     scorer = teacher.policy.scorer
     logits = np.take_along_axis(teacher._logits(labels.observation), labels.candidates, axis=1) / 3.0
     unit = scorer.unit_cost(torch.from_numpy(labels.observation)).numpy()[:, None]
-    weight = np.exp((logits - logits.max(1, keepdims=True)) / 0.03)
+    behind = logits.max(1, keepdims=True) - logits
+    weight = 0.9 * np.exp(-behind / 0.03) + 0.1 * np.exp(-behind / 0.3)
     error = logits + labels.cost / unit
     error = (error - (weight * error).sum(1, keepdims=True) / weight.sum(1, keepdims=True)) * unit
     assert (labels.spread == (labels.cost[:, 0] - labels.cost[:, 1]).std()).all()
     for spread in (labels.spread, 1e-6 * labels.spread):
         error_in = np.abs(error / spread[:, None])
         fit = np.where(error_in < 3.0, error_in**2 / 2, 3.0 * error_in - 4.5)
+        worth = np.minimum(spread[:, None] / unit, 5.0)
         got = teacher_loss(scorer, replace(labels, spread=spread)).item()
-        assert got == pytest.approx((weight * fit).mean(), rel=1e-4)
+        assert got == pytest.approx((weight * fit * worth).mean(), rel=1e-4)
 
 
 def test_what_went_well_by_chance_is_not_believed(world):

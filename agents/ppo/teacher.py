@@ -34,7 +34,10 @@ from agents.totals import Totals
 from envs.observation_kernel import Float32
 from envs.world import Rows, World
 
-NEAR = 0.03  # times the lowest priced cost: how far from the best an error counts a third
+# How much an error counts falls with how far the candidate is from the best, in times the lowest priced cost: shares of
+# two falls, the scale of each.
+FALLS = ((0.9, 0.03), (0.1, 0.3))
+MOST_WORTH = 5.0  # spreads in a lowest priced cost, beyond which a state counts no more
 LARGE = 3.0  # spreads: an error beyond it counts linearly
 LEAST_SPREAD = 1e-3  # times the mean cost of a candidate
 TINY = 1e-9  # in place of 0, where nothing costs anything
@@ -244,17 +247,18 @@ def teacher_loss(scorer: PairScorer, labels: Labels) -> Tensor:
 
     Logits and costs are compared relative to the state's lowest priced cost, as the prior takes them, up to a number
     that all candidates of a state share. Errors count in units of what costs vary by in that world, so that no world
-    drowns the others in its noise. They count the more the nearer the policy sees the candidate to the best one. These
-    weights follow from the policy and not from the costs, so what is learned is what costs can be expected to be; a
-    weight that looked at the costs would make a policy believe in what went well by chance.
+    drowns the others in its noise, and the more the more placements matter there. They count the more the nearer the
+    policy sees the candidate to the best one. These weights follow from the policy and not from the costs, so what is
+    learned is what costs can be expected to be; weights that looked at the costs would make a policy believe in what
+    went well by chance.
     """
     numbers = (labels.observation, labels.candidates, np.float32(labels.cost), np.float32(labels.spread))
     rows, candidates, cost, spread = (torch.from_numpy(array).to(scorer.log_scale.device) for array in numbers)
     unit = scorer.unit_cost(rows).unsqueeze(1)
     got, want = scorer(rows)[0].gather(1, candidates) / scorer.log_scale.exp(), -cost / unit
     behind = (got.amax(1, keepdim=True) - got).detach()
-    weight = (-behind / NEAR).exp()
-    error = got - want
-    error = (error - (error * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)) * unit / spread.unsqueeze(1)
+    weight = torch.stack([share * (-behind / scale).exp() for share, scale in FALLS]).sum(0)
+    error, spread = got - want, spread.unsqueeze(1)
+    error = (error - (error * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)) * unit / spread
     fit = nn.functional.huber_loss(error, torch.zeros(()).expand_as(error), reduction="none", delta=LARGE)
-    return torch.as_tensor((weight * fit).mean())
+    return torch.as_tensor((weight * fit * (spread / unit).clamp(max=MOST_WORTH)).mean())
