@@ -125,11 +125,15 @@ class Policy:
         """The logarithm of each pair's odds, shape (B, N N): the higher, the better; very low for closed pairs.
 
         Raises:
-            ValueError: the rows are not float32 of shape (B, size) for any number of nodes.
+            ValueError: as `num_nodes_of`, or a row in which no placement is open.
         """
         groups = split(rows)
         groups |= {name: np.zeros_like(groups[name]) for name in self.config["blind_to"]}
         is_open = (groups["task_mask"][:, :, None] > 0) & (groups["data_mask"][:, None, :] > 0)
+        if not is_open.any(axis=(1, 2)).all():
+            raise ValueError(
+                f"every row must have an open placement, got none in row {int(is_open.any((1, 2)).argmin())}."
+            )
         ratio, lowest = over_lowest(self._log_cost(groups, np.exp(self.weights["log_price"])[None]), is_open)
         nodes = self._nodes(groups, ratio, lowest, is_open)
         logits = self._residual(groups, nodes, ratio, lowest)
@@ -206,10 +210,14 @@ def num_nodes_of(rows: Float32) -> int:
     """N of the machines that rows were seen on.
 
     Raises:
-        ValueError: the rows are not float32 of shape (B, size) for any number of nodes.
+        ValueError: the rows are not finite float32 of shape (B, size), B >= 1, for any number of nodes.
     """
-    if rows.ndim != 2 or rows.dtype != np.float32:
-        raise ValueError(f"rows must be float32 of shape (B, size), got {rows.dtype} of shape {rows.shape}.")
+    if not isinstance(rows, np.ndarray):
+        raise ValueError(f"rows must be a numpy array, got {type(rows).__name__}.")
+    if rows.ndim != 2 or not len(rows) or rows.dtype != np.float32:
+        raise ValueError(f"rows must be float32 of shape (B, size), B >= 1, got {rows.dtype} of shape {rows.shape}.")
+    if not np.isfinite(rows).all():
+        raise ValueError("rows must be finite, got NaN or infinity.")
     for n in range(1, MOST_NODES + 1):
         if sum(n**axes if axes else NUM_TASK_FEATURES for axes in GROUPS.values()) == rows.shape[1]:
             return n

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -151,22 +153,23 @@ def train_policy(train: Train, folder: Path, console: Console, *, resume: bool =
             console.print(f"{done}  {rate}  {gap}", highlight=False)
 
     run: Run
-    if train.scenario == SUITE:
-        from experiments.suite.train import suite_course  # torch takes seconds
+    try:
+        if train.scenario == SUITE:
+            from experiments.suite.train import suite_course  # torch takes seconds
 
-        run = suite_course(train.config, train.validation_episodes, folder, console, show, git_revision())
-    else:
-        run = _single(train, load_scenario(train.scenario), folder, console, show)
-    if resume and run.checkpoint_path.exists():  # else it was stopped before its first update
-        run.resume()
-        bar.update(task, completed=run.update)
-    with bar:
-        try:
+            run = suite_course(train.config, train.validation_episodes, folder, console, show, git_revision())
+        else:
+            run = _single(train, load_scenario(train.scenario), folder, console, show)
+        if resume and run.checkpoint_path.exists():  # else it was stopped before its first update
+            run.resume()
+            bar.update(task, completed=run.update)
+        with bar:
             run.run()
-        except KeyboardInterrupt:
-            bar.stop()
-            console.print(f"Stopped and saved. Go on with: numa-rl train --resume {folder}", highlight=False)
-            raise SystemExit(INTERRUPTED) from None
+    except KeyboardInterrupt:
+        bar.stop()
+        again = f"{shlex.quote(sys.argv[0])} train --resume {shlex.quote(str(folder))}"
+        console.print(f"Stopped and saved. Go on with: {again}", highlight=False, soft_wrap=True)
+        raise SystemExit(INTERRUPTED) from None
     rule = "priced greedy with one setting for all cells" if train.scenario == SUITE else "the best rule"
     console.print(f"Kept: {run.best_gap:+.2%} against {rule} on validation episodes.", highlight=False)
     console.print(f"Policy: {run.policy_path}\nTensorBoard: tensorboard --logdir {folder.parent}", highlight=False)

@@ -3,6 +3,9 @@
 import json
 import os
 import pickle
+import signal
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +142,19 @@ def test_an_interrupt_that_python_wraps_during_an_import_ends_as_any_other(numa_
     monkeypatch.setattr("experiments.commands.parse", interrupted)
     ended = numa_rl("exercises")
     assert (ended.code, ended.err) == (INTERRUPTED, "numa-rl: stopped\n")
+
+
+def test_an_interrupt_that_a_callback_swallows_ends_as_any_other(numa_rl, monkeypatch):
+    def interrupted(*arguments: object) -> None:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise RuntimeError("no compiled object yet")
+
+    before = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    monkeypatch.setattr("experiments.commands.parse", interrupted)
+    ended = numa_rl("exercises")
+    assert (ended.code, ended.err) == (INTERRUPTED, "numa-rl: stopped\n")
+    assert (signal.getsignal(signal.SIGINT), sys.unraisablehook) == before
 
 
 def test_an_error_of_our_own_keeps_its_traceback(numa_rl, monkeypatch):

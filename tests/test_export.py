@@ -265,8 +265,12 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("rows", "rule"),
     [
-        (np.zeros((1, 51)), r"must be float32 of shape \(B, size\), got float64"),
-        (np.zeros(51, np.float32), r"must be float32 of shape \(B, size\), got float32 of shape \(51,\)"),
+        (np.zeros((1, 51)), r"must be float32 of shape \(B, size\), B >= 1, got float64"),
+        (np.zeros(51, np.float32), r"must be float32 of shape \(B, size\), B >= 1, got float32 of shape \(51,\)"),
+        (np.zeros((0, 51), np.float32), r"B >= 1, got float32 of shape \(0, 51\)"),
+        ([1, 2], "rows must be a numpy array, got list"),
+        (np.full((1, ObservationLayout(2).size), np.nan, np.float32), "rows must be finite"),
+        (np.zeros((1, ObservationLayout(2).size), np.float32), "an open placement, got none in row 0"),
         (np.zeros((1, 52), np.float32), r"no machine of up to 128 nodes has rows of 52 values"),
     ],
 )

@@ -70,6 +70,8 @@ class Adversarial:
         """
         for option in ("episodes", "episodes_each", "keep"):
             require_at_least(1, getattr(self, option), f"--{option.replace('_', '-')}")
+        if self.episodes < self.episodes_each:
+            raise ValueError(f"--episodes must be >= --episodes-each ({self.episodes_each}), got {self.episodes}.")
         require_at_least(0, self.seed, "--seed")
         if self.json is not None and self.replay is not None:
             raise ValueError(f"--json and --replay exclude each other, got {str(self.json)!r}.")
@@ -87,7 +89,7 @@ class Adversarial:
                 found[name] = search(
                     how,
                     space,
-                    max(1, self.episodes // self.episodes_each),
+                    self.episodes // self.episodes_each,
                     self.episodes_each,
                     np.random.default_rng(self.seed),
                     lambda done, worst, name=name: status.update(  # type: ignore[misc]
