@@ -48,8 +48,8 @@ fidelity: $(READY)
 SHIPPED := runs/shipped
 train-shipped: $(READY)
 	$(BIN)/numa-rl train --scenario suite --out $(SHIPPED) --overwrite --validate-every 8 --validation-episodes 288 \
-		--teacher.labels 640000 --teacher.depth 192 --teacher.discount 0.95 --teacher.num-candidates 5 \
-		--teacher.stride 8 --teacher.memory 8
+		--teacher.labels 640000 --teacher.depth 192 --teacher.discount 0.95 --teacher.own-discount 1 \
+		--teacher.num-candidates 5 --teacher.stride 8 --teacher.memory 8 --teacher.near 0.03
 	$(BIN)/numa-rl suite --policy $(SHIPPED)/policy.safetensors --shield --lookahead --no-oracle --out results/shipped
 	$(BIN)/numa-rl ship --run-folder $(SHIPPED) --suite results/shipped
 

@@ -45,8 +45,9 @@ class Rollouts:
         num_rows: B.
         num_candidates: K.
         depth: decisions counted, the candidate's own included.
-        discount: weight of each decision's cost over that of the one before it, but for tasks on the candidate's own
-            object: these count in full. What a candidate changes far ahead is mostly chance, unless its object is used.
+        discount: weight of each decision's cost over that of the one before it: what a candidate changes far ahead is
+            mostly chance.
+        own_discount: the same for tasks that use the candidate's own object: what it changes for these lasts.
         num_threads: threads that share the trial rows; they change no result.
 
     Raises:
@@ -63,11 +64,12 @@ class Rollouts:
         num_threads: int = 1,
         *,
         discount: float = 1.0,
+        own_discount: float = 1.0,
     ) -> None:
         """Allocate the trial rows."""
         self.num_candidates = num_candidates
         self.depth = depth
-        self.discount = discount
+        self.discounts = discount, own_discount
         self._weights, self._prices = kernel_weights(world.weights), kernel_prices(rule)
         rows = num_rows * num_candidates
         self.trials = Simulator(
@@ -95,7 +97,7 @@ class Rollouts:
             self.trials.outcome,
             np.ascontiguousarray(candidates.reshape(-1)),
             self.depth,
-            self.discount,
+            self.discounts,
             self._prices,
             self._weights,
             self.trials.window_s,
@@ -214,14 +216,17 @@ def uses(tasks, e, t, obj):
 
 
 @partial(compiled, sources=SOURCES)
-def follow(machines, tasks, state, outcome, b, pair, depth, limit, prices, weights, window_s, scratch, discount=1.0):
+def follow(
+    machines, tasks, state, outcome, b, pair, depth, limit, prices, weights, window_s, scratch, discounts=(1.0, 1.0)
+):
     """Run the next task of row b by the pair and let the priced greedy rule place what follows.
 
     Returns what up to `depth` decisions cost together, each one's cost weighed by the discount more often than that of
-    the one before it, unless it uses the first one's object; it ends early once that is `limit` or more.
+    the one before it, by the second one if it uses the first task's object; it ends early once that is `limit` or more.
     """
     alpha, _, reference_s, _ = weights
-    total, weight = 0.0, 1.0
+    discount, own_discount = discounts
+    total, weight, own_weight = 0.0, 1.0, 1.0
     e = state.episode[b]
     obj = tasks.each[e, state.task[b]].object
     for step in range(depth):
@@ -231,18 +236,19 @@ def follow(machines, tasks, state, outcome, b, pair, depth, limit, prices, weigh
             pair = priced_pair(
                 machines, tasks, state, b, prices, np.float32(alpha), np.float32(reference_s), window_s, scratch
             )
-        counted = 1.0 if discount == 1.0 or uses(tasks, e, state.task[b], obj) else weight
+        counted = own_weight if discount != own_discount and uses(tasks, e, state.task[b], obj) else weight
         total += counted * play(machines, tasks, state, outcome, b, pair, weights, window_s, scratch[4])
         weight *= discount
+        own_weight *= own_discount
     return total
 
 
 @partial(compiled, sources=SOURCES)
 def follow_rule(
-    machines, tasks, state, outcome, pairs, depth, discount, prices, weights, window_s, total, scratch, first, last
+    machines, tasks, state, outcome, pairs, depth, discounts, prices, weights, window_s, total, scratch, first, last
 ):
     """Play rows `first` to `last` from their candidates on, and sum what their decisions cost."""
     for b in range(first, last):
         total[b] = follow(
-            machines, tasks, state, outcome, b, pairs[b], depth, np.inf, prices, weights, window_s, scratch, discount
+            machines, tasks, state, outcome, b, pairs[b], depth, np.inf, prices, weights, window_s, scratch, discounts
         )

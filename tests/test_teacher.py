@@ -56,7 +56,12 @@ def make_policy(world: World, **config: Any) -> PlacementPolicy:
 
 
 def by_hand(
-    simulator: Simulator, candidates: np.ndarray, rule: PricedGreedy, world: World, depth: int, discount: float = 1.0
+    simulator: Simulator,
+    candidates: np.ndarray,
+    rule: PricedGreedy,
+    world: World,
+    depth: int,
+    discounts: tuple[float, float] = (1.0, 1.0),
 ) -> np.ndarray:
     """Costs of candidates, each tried on a copy of the simulator that the rule steps from outside."""
     rows, num_candidates = candidates.shape
@@ -73,7 +78,7 @@ def by_hand(
         for step in range(depth):
             running, task = trial.state.task < trial.state.horizon, trial.state.task.clip(max=last)
             used = np.column_stack([workload.object[episode, task], workload.inputs[episode, task]])
-            weight = np.where((used == own[:, None]).any(axis=1), 1.0, discount**step)
+            weight = np.where((used == own[:, None]).any(axis=1), discounts[1] ** step, discounts[0] ** step)
             cost = world.weights.cost(trial.step(actions))
             costs[:, k] += np.where(running, weight * cost, 0.0)
             actions, _ = rule.predict(observer.observe())
@@ -144,12 +149,13 @@ def test_they_agree_on_machines_and_tasks_of_any_kind(play: Play, seed: int, dep
     np.testing.assert_allclose(got, want, rtol=1e-9)
 
 
-@pytest.mark.parametrize("discount", [0.3, 0.97])
-def test_costs_far_ahead_count_less_but_for_those_of_the_same_object(world, discount):
+@pytest.mark.parametrize("discounts", [(0.3, 1.0), (0.97, 0.97), (0.8, 0.9)])
+def test_costs_far_ahead_count_less_and_those_of_the_same_object_as_told(world, discounts):
     simulator = started(world, 8, 3)
     candidates = all_pairs(simulator, 8)
-    got = Rollouts(world, RULE, 8, 16, 9, discount=discount).try_candidates(simulator, candidates)
-    np.testing.assert_allclose(got, by_hand(simulator, candidates, RULE, world, 9, discount), rtol=1e-9)
+    rollouts = Rollouts(world, RULE, 8, 16, 9, discount=discounts[0], own_discount=discounts[1])
+    got = rollouts.try_candidates(simulator, candidates)
+    np.testing.assert_allclose(got, by_hand(simulator, candidates, RULE, world, 9, discounts), rtol=1e-9)
 
 
 def test_a_candidate_at_the_end_of_an_episode_is_counted_alone(world):
@@ -235,7 +241,7 @@ def test_a_reward_of_ones_own_is_refused(world):
 
 CONFIG = TeacherConfig(
     labels=64, labels_per_update=16, num_rows=8, num_candidates=5, num_random=2, depth=4, stride=2, memory=2,
-    batch_size=16, learning_rate=1e-2, discount=0.9, num_threads=1,
+    batch_size=16, learning_rate=1e-2, discount=0.9, own_discount=1.0, num_threads=1,
 )  # fmt: skip
 
 
@@ -256,7 +262,7 @@ def test_labels_are_what_trying_the_candidates_costs(world):
         observation = teacher.rows.observe().copy()
         labels = teacher.label(1, rng)
         np.testing.assert_array_equal(labels.observation, observation)
-        want = by_hand(simulator, labels.candidates, RULE, world, CONFIG.depth, CONFIG.discount)
+        want = by_hand(simulator, labels.candidates, RULE, world, CONFIG.depth, (0.9, 1.0))
         np.testing.assert_allclose(labels.cost, want, rtol=1e-9)
 
 
@@ -385,7 +391,7 @@ def test_what_the_policy_says_already_is_no_loss(world):
     logits = np.take_along_axis(teacher._logits(labels.observation), labels.candidates, axis=1)
     unit = scorer.unit_cost(torch.from_numpy(labels.observation)).numpy()[:, None]
     cost = -unit * logits / 3.0
-    right, wrong = (teacher_loss(scorer, replace(labels, cost=much * cost)).item() for much in (1.0, 1.5))
+    right, wrong = (teacher_loss(scorer, replace(labels, cost=much * cost), CONFIG).item() for much in (1.0, 1.5))
     assert right == pytest.approx(0.0, abs=1e-8)
     assert wrong > 1e-5
 
@@ -397,7 +403,7 @@ def test_errors_count_by_nearness_and_by_what_costs_vary_by(world):
     logits = np.take_along_axis(teacher._logits(labels.observation), labels.candidates, axis=1) / 3.0
     unit = scorer.unit_cost(torch.from_numpy(labels.observation)).numpy()[:, None]
     behind = logits.max(1, keepdims=True) - logits
-    weight = 0.9 * np.exp(-behind / 0.03) + 0.1 * np.exp(-behind / 0.3)
+    weight = 0.9 * np.exp(-behind / 0.2) + 0.1 * np.exp(-behind / 2.0)
     error = logits + labels.cost / unit
     error = (error - (weight * error).sum(1, keepdims=True) / weight.sum(1, keepdims=True)) * unit
     assert (labels.spread == (labels.cost[:, 0] - labels.cost[:, 1]).std()).all()
@@ -405,7 +411,7 @@ def test_errors_count_by_nearness_and_by_what_costs_vary_by(world):
         error_in = np.abs(error / spread[:, None])
         fit = np.where(error_in < 3.0, error_in**2 / 2, 3.0 * error_in - 4.5)
         worth = np.minimum(spread[:, None] / unit, 5.0)
-        got = teacher_loss(scorer, replace(labels, spread=spread)).item()
+        got = teacher_loss(scorer, replace(labels, spread=spread), replace(CONFIG, near=0.2)).item()
         assert got == pytest.approx((weight * fit * worth).mean(), rel=1e-4)
 
 
@@ -444,7 +450,10 @@ def test_all_labels_together_are_those_of_the_parts(world):
         ("num_candidates", 1, ">= 2"),
         ("num_random", -1, r"in 0\.\.\d+"),
         ("num_random", 99, r"in 0\.\.\d+"),
+        ("near", 0.0, "finite and > 0"),
+        ("near", float("inf"), "finite and > 0"),
         ("discount", 0.0, r"in \(0, 1\]"),
+        ("own_discount", 0.0, r"in \(0, 1\]"),
         ("discount", 1.1, r"in \(0, 1\]"),
         ("discount", float("nan"), r"in \(0, 1\]"),
         ("averaging", -0.1, r"in \[0, 1\)"),

@@ -115,13 +115,16 @@ class TeacherConfig:
         num_random: how many of them are drawn from all open ones; the others are the likeliest by the policy as it
             stands. Without any, nothing would hold down the score of a placement that is never tried.
         depth: decisions followed after each candidate; about the time for which a placement is felt.
-        discount: weight of each of these decisions' cost over that of the one before it, but for tasks on the
-            candidate's own object, which count in full.
+        discount: weight of each of these decisions' cost over that of the one before it.
+        own_discount: the same for tasks that use the candidate's own object: 1 counts all that it does to them, which
+            tells the truth where objects live long, and takes many more labels.
         stride: decisions between labelled states of a row, so that labels differ.
         memory: updates whose labels are fitted again with the newest: a label costs far more than a gradient step.
         batch_size: labels in a gradient step.
         learning_rate: of Adam at the start; it falls linearly to a twentieth.
         averaging: share of the average of weights that an update leaves, where there are many worlds.
+        near: how far from the best, in times the lowest priced cost, the policy must see a candidate for its error to
+            count about a third: small where little is to be gained over the rule, and large where much is.
         num_threads: threads that try candidates, of several worlds at once where there are many; more or fewer change
             no result.
 
@@ -139,11 +142,13 @@ class TeacherConfig:
     num_random: int = 2
     depth: int = 60
     discount: float = 0.97
+    own_discount: float = 0.97
     stride: int = 4
     memory: int = 16
     batch_size: int = 1024
     learning_rate: float = 1e-3
     averaging: float = 0.9
+    near: float = 0.3
     num_threads: int = 2
 
     def __post_init__(self) -> None:
@@ -160,8 +165,11 @@ class TeacherConfig:
             raise ValueError(f"teacher: num_random must be in 0..{self.num_candidates - 1}, got {self.num_random}.")
         if not self.learning_rate > 0:
             raise ValueError(f"teacher: learning_rate must be > 0, got {self.learning_rate}.")
-        if not 0.0 < self.discount <= 1.0:
-            raise ValueError(f"teacher: discount must be in (0, 1], got {self.discount}.")
+        if not 0.0 < self.near < float("inf"):
+            raise ValueError(f"teacher: near must be finite and > 0, got {self.near}.")
+        for name in ("discount", "own_discount"):
+            if not 0.0 < getattr(self, name) <= 1.0:
+                raise ValueError(f"teacher: {name} must be in (0, 1], got {getattr(self, name)}.")
         if not 0.0 <= self.averaging < 1.0:
             raise ValueError(f"teacher: averaging must be in [0, 1), got {self.averaging}.")
         if not 0.0 <= self.drawn_share <= 1.0:

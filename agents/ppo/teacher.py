@@ -34,9 +34,7 @@ from agents.totals import Totals
 from envs.observation_kernel import Float32
 from envs.world import Rows, World
 
-# How much an error counts falls with how far the candidate is from the best, in times the lowest priced cost: shares of
-# two falls, the scale of each.
-FALLS = ((0.9, 0.03), (0.1, 0.3))
+FAR, FAR_SHARE = 10.0, 0.1  # times `near`: a second, slower fall of an error's weight, and its share
 MOST_WORTH = 5.0  # spreads in a lowest priced cost, beyond which a state counts no more
 LARGE = 3.0  # spreads: an error beyond it counts linearly
 LEAST_SPREAD = 1e-3  # times the mean cost of a candidate
@@ -103,7 +101,14 @@ class Labeller:
         num_threads = min(config.num_threads, os.cpu_count() or 1)
         num_candidates = min(config.num_candidates, self.layout.num_nodes**2)
         self.rollouts = Rollouts(
-            world, rule, num_rows, num_candidates, config.depth, num_threads, discount=config.discount
+            world,
+            rule,
+            num_rows,
+            num_candidates,
+            config.depth,
+            num_threads,
+            discount=config.discount,
+            own_discount=config.own_discount,
         )
         self.totals = Totals(self.layout.num_nodes)
         self.follow_policy()
@@ -228,7 +233,7 @@ def learn(
     batches = [(part, rows) for part in parts for rows in np.split(*_cuts(len(part.cost), config.batch_size, rng))]
     for index in rng.permutation(len(batches)):
         part, rows = batches[index]
-        loss = teacher_loss(policy.scorer, Labels(*(values[rows] for values in vars(part).values())))
+        loss = teacher_loss(policy.scorer, Labels(*(values[rows] for values in vars(part).values())), config)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(policy.parameters(), 10.0)
@@ -242,7 +247,7 @@ def _cuts(count: int, size: int, rng: np.random.Generator) -> tuple[I64, I64]:
     return rng.permutation(count), np.arange(size, count, size)
 
 
-def teacher_loss(scorer: PairScorer, labels: Labels) -> Tensor:
+def teacher_loss(scorer: PairScorer, labels: Labels, config: TeacherConfig) -> Tensor:
     """How far the logits are from what the candidates cost more or less than each other.
 
     Logits and costs are compared relative to the state's lowest priced cost, as the prior takes them, up to a number
@@ -257,7 +262,7 @@ def teacher_loss(scorer: PairScorer, labels: Labels) -> Tensor:
     unit = scorer.unit_cost(rows).unsqueeze(1)
     got, want = scorer(rows)[0].gather(1, candidates) / scorer.log_scale.exp(), -cost / unit
     behind = (got.amax(1, keepdim=True) - got).detach()
-    weight = torch.stack([share * (-behind / scale).exp() for share, scale in FALLS]).sum(0)
+    weight = (1.0 - FAR_SHARE) * (-behind / config.near).exp() + FAR_SHARE * (-behind / (FAR * config.near)).exp()
     error, spread = got - want, spread.unsqueeze(1)
     error = (error - (error * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)) * unit / spread
     fit = nn.functional.huber_loss(error, torch.zeros(()).expand_as(error), reduction="none", delta=LARGE)
