@@ -90,6 +90,10 @@ class Train:
 def require_used(train: Train) -> None:
     """Raise ValueError for the first option that was set though this kind of training makes no use of it."""
     unused, where = (OF_SCENARIOS, f"--scenario {SUITE}") if train.scenario == SUITE else (OF_SUITE, "one scenario")
+    if train.scenario == SUITE and not train.config.teacher.labels:
+        raise ValueError(
+            f"--teacher.labels must be >= 1 with --scenario {SUITE}, which the teacher alone trains, got 0."
+        )
     given, default = (_flat({"train_episodes": some.train_episodes} | asdict(some.config)) for some in (train, Train()))
     for name, value in given.items():
         if name.startswith(unused) and value != default[name]:

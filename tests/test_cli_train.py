@@ -224,6 +224,14 @@ def test_what_training_on_one_scenario_would_ignore_is_refused(numa_rl, option, 
     assert not Path("runs").exists()
 
 
+def test_the_suite_is_not_trained_without_its_only_phase(numa_rl, asked):
+    refused(
+        numa_rl("train", "--scenario", "suite", "--teacher.labels", 0),
+        "--teacher.labels must be >= 1 with --scenario suite, which the teacher alone trains, got 0.",
+    )
+    assert asked == []
+
+
 def test_the_suite_takes_all_other_options_and_defaults_that_are_given(numa_rl, asked):
     ended = numa_rl("train", "--scenario", "suite", "--seed", 1, "--teacher.lessons", 3, "--node-width", 6,
                     "--validation-episodes", 30, "--ppo.gamma", 0.98, "--train-episodes", 512)  # fmt: skip
