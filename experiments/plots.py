@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +11,25 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
+from experiments.files import write_bytes
+
 if TYPE_CHECKING:
     from experiments.comparison import Comparison
 
 LEARNED, BEST, OTHER = "#d1495b", "#1b4965", "#7a8b99"
 LOG_BEYOND = 5.0  # costs that spread over more than this ratio are drawn on a logarithmic axis
+
+
+def png(figure: Figure) -> bytes:
+    """A picture as the content of a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150, format="png")
+    return content.getvalue()
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """Write a picture as a PNG file, whole or not at all."""
+    write_bytes(path, png(figure))
 
 
 def plot_costs(comparison: Comparison, path: Path) -> None:
@@ -56,4 +71,4 @@ def plot_costs(comparison: Comparison, path: Path) -> None:
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    figure.savefig(path, dpi=150, format="png")
+    write_figure(path, figure)

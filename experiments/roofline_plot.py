@@ -14,7 +14,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 from matplotlib.transforms import Bbox
 
-from experiments.plots import BEST, LEARNED, OTHER
+from experiments.plots import BEST, LEARNED, OTHER, write_figure
 from experiments.roofline import REMOTE_EXTREMES, Ceiling, Chart
 from numa_rl.roofline import HIGH_INTENSITY, LOW_INTENSITY, attainable
 
@@ -50,7 +50,7 @@ def plot_roofline(chart: Chart, path: Path) -> None:
     if left_out:
         note = f"{left_out} labels left out for want of room; the table has all points"
         axes.text(0.99, 0.01, note, transform=axes.transAxes, ha="right", fontsize=7, color=OTHER, in_layout=False)
-    figure.savefig(path, dpi=150, format="png")
+    write_figure(path, figure)
 
 
 def _draw_slope(axes: Axes, slope: Ceiling, chart: Chart, first: float) -> None:

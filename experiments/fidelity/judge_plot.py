@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from agents.statistics import Interval
 from experiments.fidelity.judge_gains import OURS, REFEREE, Pairing, Worth
 from experiments.fidelity.judge_report import ALL
-from experiments.plots import BEST, LEARNED, OTHER
+from experiments.plots import BEST, LEARNED, OTHER, write_figure
 
 COLORS = (LEARNED, BEST, "#e0a458", "#5b8c5a", OTHER)  # rules beyond share the last one
 TITLES = {False: "Without the loaded-latency factor", True: "As shipped, with the factor"}
@@ -44,7 +44,7 @@ def plot_gains(pairings: Sequence[Pairing], worths: Sequence[Worth], seed: int, 
                     _draw_mean(axes, each, color)
         axes.set_title(TITLES[factor], loc="left", fontsize=11)
         _tidy(axes)
-    figure.savefig(path, dpi=150, format="png")
+    write_figure(path, figure)
 
 
 def _draw_cells(axes: Axes, cells: Sequence[Pairing], seed: int, rule: str, color: str) -> None:

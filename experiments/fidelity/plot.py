@@ -23,7 +23,7 @@ from experiments.fidelity.summary import (
     summarise,
     summarise_orders,
 )
-from experiments.plots import BEST, LEARNED, OTHER
+from experiments.plots import BEST, LEARNED, OTHER, write_figure
 
 FULL = 1.0  # loads end here
 TIGHT = 0.02  # below, errors are drawn on a line: 0 is one of them
@@ -43,7 +43,7 @@ def plot_fidelity(rows: Sequence[Row], path: Path) -> None:
     _draw_errors(errors, paced)
     _draw_scatter(scatter, paced)
     _draw_order(order, paced)
-    figure.savefig(path, dpi=150, format="png")
+    write_figure(path, figure)
 
 
 def _draw_errors(axes: Axes, rows: Sequence[Row]) -> None:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.plots import BEST, OTHER
+from experiments.plots import BEST, OTHER, write_figure
 from experiments.studies.rows import Row
 from experiments.studies.scaling import Growth, Point
 from numa_rl.breakdown import PARTS
@@ -33,7 +33,7 @@ def plot_study(rows: Sequence[Row], points: Sequence[Point], path: Path) -> None
     left, right = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
     _draw_speedup(left, [point for point in points if point.growth is Growth.STRONG])
     _draw_weak(right, [point for point in points if point.growth is Growth.WEAK])
-    figure.savefig(path, dpi=150, format="png")
+    write_figure(path, figure)
 
 
 def _draw_time(axes: Axes, rows: Sequence[Row]) -> None:

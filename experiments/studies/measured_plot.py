@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
 
-from experiments.plots import BEST, LEARNED, OTHER
+from experiments.plots import BEST, LEARNED, OTHER, write_figure
 from experiments.studies.measured_curves import Curve, factor
 from experiments.studies.measured_laws import Missed, Outcome
 from numa_rl.topology import LoadedLatency
@@ -61,7 +61,7 @@ def plot_comparison(comparison: Comparison, path: Path) -> None:
     used = next(outcome for outcome in comparison.bandwidth if outcome.law.used)
     _draw_scatter(left, comparison, used, 1e-9, "Bandwidth between sockets, GB/s", BANDWIDTHS)
     _draw_scatter(right, comparison, comparison.latency[0], 1e9, "Latency from SLIT and local latency, ns", LATENCIES)
-    figure.savefig(path, dpi=150, format="png")
+    write_figure(path, figure)
 
 
 def _draw_curve(axes: Axes, curve: Curve, title: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from agents.statistics import performance_profile
 from experiments.plots import LEARNED as LEARNED_COLOR
-from experiments.plots import OTHER
+from experiments.plots import OTHER, png
 from experiments.suite.definition import Cell
 from experiments.suite.results import TO_CELL, TO_SUITE, Line, SuiteResult
 from experiments.suite.sources import LEARNED, ORACLE
@@ -49,9 +48,7 @@ def profile_png(result: SuiteResult) -> bytes:
         _panel(axes[number], curves, colors)
         axes[number].set_title(title, loc="left", fontsize=11)
     axes[0].set_ylabel("share of runs at most this costly")
-    content = io.BytesIO()
-    figure.savefig(content, dpi=150, format="png")
-    return content.getvalue()
+    return png(figure)
 
 
 def _curves(result: SuiteResult, cells: Sequence[Cell], tuning: str) -> list[_Curve]:

@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from experiments.plots import BEST
+from experiments.plots import BEST, write_figure
 from experiments.transformer.pipeline_run import ScheduleRun
 from numa_rl.topology import FloatArray
 
@@ -56,7 +56,7 @@ def plot_timeline(run: ScheduleRun, machine: str, path: Path) -> None:
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
     figure.legend(handles=_legend(run), loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150, format="png")
+    write_figure(path, figure)
 
 
 def _draw_passes(axes: Axes, run: ScheduleRun) -> None:
