@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from agents.ppo.storage import LearnedScheduler
 
 I64 = npt.NDArray[np.int64]
-MARGIN = 0.02
+MARGIN = 0.05
 
 
 class Reason(IntEnum):

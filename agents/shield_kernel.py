@@ -22,6 +22,14 @@ ALONE = WAYS  # by the rule alone, in the shadow
 
 
 @partial(compiled, sources=FILES)
+def hasten(made, s, pace):
+    """Let the tasks of future s arrive after `pace` times the gaps that were made up."""
+    begin_s = made.each[s, 0].arrival_s
+    for i in range(1, made.each.shape[1]):
+        made.each[s, i].arrival_s = begin_s + pace * (made.each[s, i].arrival_s - begin_s)
+
+
+@partial(compiled, sources=FILES)
 def begin_future(trial, own, num_objects, s, length):
     """Put a row that is somewhere in its episode at the first task of future s."""
     forget_made_up(trial.state, own, num_objects)
@@ -78,7 +86,7 @@ def foresee(
         trial: `Branches` to try placements in, of which this thread uses row `own`.
         tried: placements as pairs n N + d, shape (B, K).
         draws: from [0, 1), shape (B, S, D).
-        settings: tasks drawn together, tasks drawn from.
+        settings: tasks drawn together, tasks drawn from, and the futures' paces in turn.
         prices: of the priced greedy rule.
         weights: of the reward.
         window_s: the traffic window tau, seconds.
@@ -90,7 +98,7 @@ def foresee(
         first: first of them, by place in `index`.
         last: one after the last.
     """
-    block, window = settings
+    block, window, paces = settings
     num_objects = tasks.next_freed.shape[1]
     num_futures, length = made.each.shape
     for i in range(first, last):
@@ -98,6 +106,7 @@ def foresee(
         e, t = real.state.episode[b], real.state.task[b]
         for s in range(num_futures):
             make_up(tasks, past, b, e, t, made, s, draws[b, s], block, window, draft)
+            hasten(made, s, paces[s % len(paces)])
             usual = 0.0
             for number in range(1 + tried.shape[1] * WAYS):  # the rule alone comes first
                 k, way = (number - 1) // WAYS, (number - 1) % WAYS

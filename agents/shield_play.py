@@ -7,8 +7,10 @@ shadow, which leads back to where that is, and what if they go on as the rule de
 is allowed only if the row stays within its budget, a share of what the rule has cost, in every future and either way.
 The policy's comes first where it is sure, then what leads back to the shadow, then the rule's for the state at hand; if
 none is allowed, that of the rule is done which gets least behind. What is reserved in this way for the return is the
-idea of [1]; without it a budget is spent long before its bill comes, since a placement costs those that follow. If a
-row is behind all the same, the rule decides until the row has caught up.
+idea of [1]; without it a budget is spent long before its bill comes, since a placement costs those that follow. Several
+times what is foreseen is reserved, and most futures are busier than the past: machines that are nearly full answer a
+small difference with a large one, and bursts come when the past was quiet. If a row is behind all the same, the rule
+decides until the row has caught up.
 
 Nothing but the past and the task at hand is used: changing later tasks changes no decision.
 
@@ -83,6 +85,8 @@ class ShieldedPlay:
         stop: by what share it may really be behind; beyond it the rule decides until it has caught up.
         futures: how many futures placements are tried in, S.
         depth: made-up tasks of a future, D.
+        paces: by which the gaps between arrivals of the past are multiplied, in one future after another.
+        reserve: how many times a foreseen loss is reserved for.
         run_length: successive tasks of the past that are drawn together.
         memory: tasks back to which the past is drawn from.
         seed: of the futures; those of a row depend on it and on the row's machine and episode alone.
@@ -95,10 +99,12 @@ class ShieldedPlay:
     shield: Shielded
     slack: float = 0.0
     stop: float = 0.002
-    futures: int = 8
-    depth: int = 24
+    futures: int = 12
+    depth: int = 48
+    paces: tuple[float, ...] = (1.0, 0.5, 0.2, 0.05)
+    reserve: float = 3.0
     run_length: int = 8
-    memory: int = 64
+    memory: int = 512
     seed: int = 0
     num_threads: int = 1
 
@@ -112,6 +118,10 @@ class ShieldedPlay:
         for name in ("slack", "stop"):
             if not (isfinite(getattr(self, name)) and getattr(self, name) >= 0.0):
                 raise ValueError(f"shield: {name} must be finite and >= 0, got {getattr(self, name)}.")
+        if not (isfinite(self.reserve) and self.reserve >= 1.0):
+            raise ValueError(f"shield: reserve must be finite and >= 1, got {self.reserve}.")
+        if not (self.paces and all(isfinite(pace) and pace > 0.0 for pace in self.paces)):
+            raise ValueError(f"shield: paces must be finite and > 0, one or more, got {self.paces}.")
 
     @property
     def name(self) -> str:
@@ -216,7 +226,7 @@ class _Stream:
         behind = self.cost - self.rule_cost
         self.stopped = (self.stopped | (behind > self.budget.stop * self.rule_cost)) & (behind > 0.0)
         self.rule_cost += self.world.weights.cost(self.shadow.step(usual))
-        expected = behind[:, None] + foreseen(self.excess)
+        expected = behind[:, None] + reserved(self.excess, self.budget.reserve)
         expected[self.stopped, POLICY] = np.inf
         kept = np.full(len(tried), USUAL)
         kept[asked] = within_budget(expected, self.budget.slack * self.rule_cost)[asked]
@@ -247,7 +257,7 @@ class _Stream:
                 self.trial,
                 tried,
                 draws,
-                (play.run_length, play.memory),
+                (play.run_length, play.memory, np.array(play.paces)),
                 prices,
                 weights,
                 self.real.window_s,
@@ -270,13 +280,15 @@ def _branches(state: State, outcome: Outcome) -> Branches:
     return Branches(state, row_bytes(state), outcome, np.zeros(len(state.task)))
 
 
-def foreseen(excess: F64) -> F64:
-    """What each placement costs more than the rule, at worst of all futures and ways to go on, shape (B, K).
+def reserved(excess: F64, reserve: float) -> F64:
+    """What to reckon with for each placement, at worst of all futures and ways; a loss several times. Shape (B, K).
 
     Args:
-        excess: by placement, way and future, shape (B, K, W, S).
+        excess: cost over the rule's, by placement, way and future, shape (B, K, W, S).
+        reserve: see `ShieldedPlay`.
     """
-    return np.asarray(excess.max(axis=(2, 3)))
+    worst = np.asarray(excess.max(axis=(2, 3)))
+    return np.where(worst > 0.0, reserve * worst, worst)
 
 
 def within_budget(behind: F64, budget: F64) -> I64:

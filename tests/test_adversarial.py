@@ -220,10 +220,10 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         (b"", "must be JSON"),
         (b"\xff\xfe", "must be JSON"),
         (b"[" * 100_000, "must be JSON"),
-        (b"[]", "of format 1"),
-        (b'{"format": 1}', "policy must be of type str, got None"),
+        (b"[]", "of format 2"),
+        (b'{"format": 2}', "policy must be of type str, got None"),
         (
-            b'{"format": 1, "policy": "", "shield": {}, "searches": {}, "episodes_each": 0}',
+            b'{"format": 2, "policy": "", "shield": {}, "searches": {}, "episodes_each": 0}',
             "episodes_each must be >= 1, got 0",
         ),
     ):

@@ -12,6 +12,7 @@ from observations import random_rows
 from strategies import Play, plays, seeds
 
 from agents.evaluation import evaluate
+from agents.lookahead_futures import allocate_futures
 from agents.lookahead_scores import BestScore, PricedScores
 from agents.oracle.plays import played
 from agents.ppo.config import PolicyConfig
@@ -20,7 +21,8 @@ from agents.ppo.storage import LearnedScheduler
 from agents.rules.greedy import PricedGreedy, priced_cost
 from agents.seen import Seen
 from agents.shield import Reason, Shielded, shielded
-from agents.shield_play import POLICY, RULE, USUAL, ShieldedPlay, foreseen, within_budget
+from agents.shield_kernel import hasten
+from agents.shield_play import POLICY, RULE, USUAL, ShieldedPlay, reserved, within_budget
 from envs.observation import ObservationLayout
 from envs.reward import RewardWeights
 from envs.world import World
@@ -79,9 +81,11 @@ def test_the_policy_is_never_the_least_evil() -> None:
     assert within_budget(behind, np.ones(1)).tolist() == [USUAL]
 
 
-def test_what_is_foreseen_is_the_worst_of_all_futures_and_ways() -> None:
+def test_what_is_reserved_is_the_worst_of_all_futures_and_ways_and_losses_count_several_times() -> None:
     excess = np.array([[[[1.0, 5.0], [2.0, 3.0]], [[0.0, 0.0], [-1.0, 2.0]]]])  # (1, K 2, W 2, S 2)
-    assert foreseen(excess).tolist() == [[5.0, 2.0]]
+    assert reserved(excess, 1.0).tolist() == [[5.0, 2.0]]
+    assert reserved(excess, 3.0).tolist() == [[15.0, 6.0]]
+    assert reserved(excess - 4.0, 3.0).tolist() == [[3.0, -2.0]]  # a gain counts once
 
 
 def test_a_decision_has_the_reason_that_it_was_made_for() -> None:
@@ -221,6 +225,17 @@ def test_where_the_graph_is_known_the_policy_is_never_worse() -> None:
         assert found.cost == pytest.approx(np.minimum(alone / 48, found.rule_cost), rel=1e-12)
 
 
+@given(st.lists(st.floats(0.0, 1e3), min_size=1, max_size=8), st.floats(0.01, 2.0))
+def test_a_future_is_as_busy_as_asked(gaps: list[float], pace: float) -> None:
+    futures = allocate_futures(Simulator([four_socket()], world().workload, 1, window_s=1.0).tasks, 2, len(gaps))
+    arrivals = 5.0 + np.concatenate([[0.0], np.cumsum(gaps)])
+    futures.each["arrival_s"][:] = arrivals
+    hasten(futures, 1, pace)
+    assert (futures.each["arrival_s"][0] == arrivals).all()  # of the other future
+    np.testing.assert_allclose(np.diff(futures.each["arrival_s"][1]), pace * np.array(gaps), rtol=1e-6, atol=1e-9)
+    assert futures.each["arrival_s"][1, 0] == 5.0
+
+
 # Bad input
 
 
@@ -235,6 +250,12 @@ def test_bad_settings_are_named() -> None:
             ShieldedPlay(shield(), slack=margin)
         with pytest.raises(ValueError, match="shield: stop must be finite and >= 0"):
             ShieldedPlay(shield(), stop=margin)
+        with pytest.raises(ValueError, match="shield: reserve must be finite and >= 1"):
+            ShieldedPlay(shield(), reserve=margin)
+        with pytest.raises(ValueError, match="shield: paces must be finite and > 0, one or more"):
+            ShieldedPlay(shield(), paces=(1.0, margin))
+    with pytest.raises(ValueError, match="shield: paces must be finite and > 0, one or more"):
+        ShieldedPlay(shield(), paces=())
     for name in ("futures", "depth", "run_length", "memory", "num_threads"):
         with pytest.raises(ValueError, match=f"shield: {name} must be a whole number >= 1, got 0"):
             ShieldedPlay(shield(), **{name: 0})

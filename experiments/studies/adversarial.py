@@ -24,9 +24,19 @@ from experiments.suite.definition import STANDARD, Definition, read_definition
 from experiments.tune import require_at_least
 from numa_rl.wording import counted
 
-FORMAT = 1  # of the file
+FORMAT = 2  # of the file
 MOST_BYTES = 64 * 2**20  # of a file to be replayed
-SETTINGS = ("slack", "stop", "futures", "depth", "run_length", "memory", "seed")  # of the shield, kept in the file
+SETTINGS = (
+    "slack",
+    "stop",
+    "futures",
+    "depth",
+    "paces",
+    "reserve",
+    "run_length",
+    "memory",
+    "seed",
+)  # of the shield, kept in the file
 
 
 @dataclass(frozen=True)
