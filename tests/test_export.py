@@ -117,7 +117,9 @@ def test_what_the_policy_is_blind_to_the_form_is_too(form, tmp_path, eight):
 
 
 @needs_onnx
-@pytest.mark.parametrize("changes", [{"encoder": "flat"}, {"heads": "independent"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"encoder": "flat"}, {"encoder": "attention"}, {"heads": "bilinear"}, {"heads": "independent"}], ids=str
+)
 def test_a_graph_knows_every_network(changes, tmp_path, eight):
     scorer = make_network(replace(SMALL, **changes))
     exported = write("onnx", tmp_path, scorer)

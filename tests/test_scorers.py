@@ -9,7 +9,7 @@ from test_policy import SMALL, make_policy, random_groups, randomised, relabelle
 
 from agents.ppo.config import ENCODERS, HEADS, HIDEABLE, PolicyConfig
 from agents.ppo.scorer import CLOSED, PairScorer
-from agents.ppo.scorers import MOST_NODES, FlatScorer, IndependentHeads, make_scorer
+from agents.ppo.scorers import MOST_NODES, AttentionScorer, BilinearHeads, FlatScorer, IndependentHeads, make_scorer
 from agents.rules.greedy import PricedGreedy
 from envs.observation import ObservationLayout
 
@@ -19,6 +19,8 @@ SWITCHES = (
     {"blind_to": ("communication", "congestion", "latency")},
     {"encoder": "flat"},
     {"heads": "independent"},
+    {"heads": "bilinear"},
+    {"encoder": "attention"},
     {"encoder": "flat", "prior": False, "blind_to": ("task",)},
 )
 
@@ -57,24 +59,63 @@ def test_every_network_keeps_what_is_closed_closed(changes):
 
 
 @pytest.mark.parametrize(
-    ("encoder", "heads"), [*((encoder, "joint") for encoder in ENCODERS), ("equivariant", HEADS[1])]
+    ("encoder", "heads"),
+    [*((encoder, "joint") for encoder in ENCODERS), *(("equivariant", heads) for heads in HEADS[1:])],
 )
 def test_without_a_prior_all_open_placements_start_equal(encoder, heads):
     logits, _ = scores(make_policy(4, replace(SMALL, prior=False, encoder=encoder, heads=heads)).scorer, invented(4))
     assert set(logits.ravel()) == {0.0, np.float32(CLOSED)}
 
 
-def test_a_flat_network_has_no_heads_apart():
-    with pytest.raises(ValueError, match=r"heads must be joint where the encoder is flat, got 'independent'"):
-        PolicyConfig(encoder="flat", heads="independent")
+@pytest.mark.parametrize("encoder", ["flat", "attention"])
+def test_another_encoder_has_no_other_heads(encoder):
+    with pytest.raises(ValueError, match=rf"heads must be joint where the encoder is {encoder}, got 'independent'"):
+        PolicyConfig(encoder=encoder, heads="independent")
 
 
-def test_a_flat_network_starts_as_the_rule_too():
+@pytest.mark.parametrize("changes", [{"encoder": "flat"}, {"encoder": "attention"}, {"heads": "bilinear"}], ids=str)
+def test_other_networks_start_as_the_rule_too(changes):
     rows = invented(4)
-    flat, usual = (make_policy(4, replace(SMALL, encoder=encoder)) for encoder in ("flat", "equivariant"))
-    np.testing.assert_array_equal(scores(flat.scorer, rows)[0], scores(usual.scorer, rows)[0])
+    other, usual = (make_policy(4, replace(SMALL, **each)) for each in (changes, {}))
+    np.testing.assert_array_equal(scores(other.scorer, rows)[0], scores(usual.scorer, rows)[0])
     rule, _ = PricedGreedy().predict(rows)
-    assert (flat.predict(rows, deterministic=True)[0] == rule).all(axis=1).mean() > 0.95
+    assert (other.predict(rows, deterministic=True)[0] == rule).all(axis=1).mean() > 0.95
+
+
+@pytest.mark.parametrize("changes", SWITCHES, ids=str)
+def test_scaled_to_nothing_every_network_is_its_prior(changes):
+    scorer = randomised(make_policy(4, replace(SMALL, **changes)).scorer)
+    with torch.no_grad():
+        for tensor in scorer.learned():
+            tensor.zero_()
+        prior = make_policy(4, replace(SMALL, **changes)).scorer
+        prior.log_scale.copy_(scorer.log_scale)
+    np.testing.assert_allclose(scores(scorer, invented(4))[0], scores(prior, invented(4))[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{"encoder": "attention"}, {"heads": "bilinear"}], ids=str)
+def test_what_is_added_knows_nodes_by_what_they_are_and_ignores_padding(changes):
+    order, config = np.array([2, 0, 3, 1]), replace(SMALL, **changes)
+    groups = random_groups(np.random.default_rng(1), 16, 4, all_open=True)
+    scorer = randomised(make_policy(4, config).scorer)
+    logits, values = scores(scorer, row_of(groups))
+    renamed, _ = scores(scorer, row_of(relabelled(groups, order)))
+    np.testing.assert_allclose(renamed, logits[:, order][:, :, order], rtol=1e-3, atol=1e-3)
+    wide = {
+        name: np.pad(each, [(0, 0)] + [(0, 0 if name == "task" else 2)] * (each.ndim - 1))
+        for name, each in groups.items()
+    }
+    padded, wide_values = scores(scorer, row_of(wide))
+    np.testing.assert_allclose(padded[:, :4, :4], logits, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(wide_values, values, rtol=1e-3, atol=1e-3)
+
+
+def test_attention_sees_what_lies_between_nodes():
+    groups = random_groups(np.random.default_rng(1), 16, 4, all_open=True)
+    scorer = randomised(make_policy(4, replace(SMALL, encoder="attention")).scorer)
+    before, _ = scores(scorer, row_of(groups))
+    torch.nn.init.zeros_(scorer.edge.weight)
+    assert np.abs(scores(scorer, row_of(groups))[0] - before).max() > 1e-3
 
 
 @pytest.mark.parametrize("group", HIDEABLE)
@@ -119,7 +160,13 @@ def test_a_flat_network_knows_machines_up_to_a_size():
 
 @pytest.mark.parametrize(
     ("changes", "kind"),
-    [({}, PairScorer), ({"encoder": "flat"}, FlatScorer), ({"heads": "independent"}, IndependentHeads)],
+    [
+        ({}, PairScorer),
+        ({"encoder": "flat"}, FlatScorer),
+        ({"encoder": "attention"}, AttentionScorer),
+        ({"heads": "bilinear"}, BilinearHeads),
+        ({"heads": "independent"}, IndependentHeads),
+    ],
 )
 def test_a_configuration_names_its_network(changes, kind):
     assert type(make_scorer(replace(SMALL, **changes))) is kind
@@ -133,8 +180,8 @@ def test_a_configuration_names_its_network(changes, kind):
     [
         ({"blind_to": ("nodes",)}, r"policy: blind_to must be among memory, .*bandwidth, got 'nodes'"),
         ({"blind_to": ("queue", "")}, r"policy: blind_to must be among .* got ''"),
-        ({"encoder": "round"}, r"policy: encoder must be one of equivariant, flat, got 'round'"),
-        ({"heads": "both"}, r"policy: heads must be one of joint, independent, got 'both'"),
+        ({"encoder": "round"}, r"policy: encoder must be one of equivariant, attention, flat, got 'round'"),
+        ({"heads": "both"}, r"policy: heads must be one of joint, bilinear, independent, got 'both'"),
     ],
 )
 def test_a_switch_that_does_not_exist_is_named(changes, rule):

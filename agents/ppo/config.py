@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-ENCODERS = ("equivariant", "flat")
-HEADS = ("joint", "independent")
+ENCODERS = ("equivariant", "attention", "flat")
+HEADS = ("joint", "bilinear", "independent")
 # What the network may be made blind to: groups of the observation but for those that say what may be chosen at all.
 HIDEABLE = (
     *("memory", "communication", "queue", "task", "data", "inputs", "access", "last"),
@@ -32,8 +32,10 @@ class NetworkConfig:
         prior_scale: how sharp the prior is: a placement that costs 1% more is exp(-prior_scale / 100) times as likely.
         prior: whether the policy starts from the priced greedy rule; without, from equal odds.
         blind_to: groups of the observation that the network sees as zeros; the prior is a use of them too.
-        encoder: "equivariant" to the order of nodes, or "flat": one perceptron over all numbers.
-        heads: "joint" scores pairs; "independent" scores task nodes and data nodes apart.
+        encoder: "equivariant" to the order of nodes; "attention", that with a layer of attention over nodes; or "flat":
+            one perceptron over all numbers.
+        heads: "joint" scores pairs; "bilinear" adds a product of task node and data node; "independent" scores these
+            apart.
 
     Raises:
         ValueError: a width is below 1, or a value out of its range.
@@ -44,8 +46,8 @@ class NetworkConfig:
     prior_scale: float = 20.0
     prior: bool = True
     blind_to: tuple[str, ...] = ()
-    encoder: Literal["equivariant", "flat"] = "equivariant"
-    heads: Literal["joint", "independent"] = "joint"
+    encoder: Literal["equivariant", "attention", "flat"] = "equivariant"
+    heads: Literal["joint", "bilinear", "independent"] = "joint"
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -53,11 +55,11 @@ class NetworkConfig:
         for group in self.blind_to:
             if group not in HIDEABLE:
                 raise ValueError(f"policy: blind_to must be among {', '.join(HIDEABLE)}, got {group!r}.")
-        if self.encoder == "flat" and self.heads != "joint":
-            raise ValueError(f"policy: heads must be joint where the encoder is flat, got {self.heads!r}.")
         for name, known in (("encoder", ENCODERS), ("heads", HEADS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"policy: {name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if self.encoder != "equivariant" and self.heads != "joint":
+            raise ValueError(f"policy: heads must be joint where the encoder is {self.encoder}, got {self.heads!r}.")
 
 
 @dataclass(frozen=True)

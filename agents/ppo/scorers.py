@@ -1,9 +1,15 @@
-"""The scorer that a configuration asks for: the placement network, or it with a piece replaced.
+"""The scorer that a configuration asks for: the placement network, or it with a piece replaced or added.
 
-The replacements are what others use: a multilayer perceptron over all numbers in their order, which must learn every
-node anew and knows machines up to `MOST_NODES`; and two heads that choose task node and data node apart.
+Replacements are what others use: a multilayer perceptron over all numbers in their order, which must learn every node
+anew and knows machines up to `MOST_NODES`; and two heads that choose task node and data node apart. Additions are a
+layer of attention over nodes, with communication, latency and bandwidth as a bias on each edge [1], and a bilinear form
+of task node and data node.
 
-Dimension key: B rows, N nodes.
+Dimension key: B rows, N nodes, H hidden width, A heads of attention, K width of a head.
+
+References:
+    [1] C. Ying et al., "Do transformers really perform badly for graph representation?", NeurIPS 2021: Graphormer's
+        bias of edges.
 """
 
 from __future__ import annotations
@@ -15,12 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from agents.ppo.config import PolicyConfig
-from agents.ppo.scorer import NUM_PRICES, PairScorer
+from agents.ppo.scorer import CLOSED, NUM_PRICES, PairScorer
 from envs.observation_kernel import TaskFeature
 
 MOST_NODES = 16  # of the flat network
 FLAT_WIDTH = 128  # of each of its two hidden layers
 NODE_GROUPS = ("memory", "queue", "data", "inputs", "access", "last", "migration", "task_mask", "data_mask", "nodes")
+ATTENTION_HEADS, HEAD_WIDTH = 2, 8
+EDGE_GROUPS = ("communication", "latency", "bandwidth")
 PAIR_GROUPS = ("communication", "estimate", "congestion", "latency", "bandwidth")
 
 
@@ -47,6 +55,51 @@ class IndependentHeads(PairScorer):
         closed = ratio.masked_fill(~is_open, np.inf)
         task, data = (best.masked_fill(best.isinf(), 0.0) for best in (closed.amin(2), closed.amin(1)))
         return torch.as_tensor(task.unsqueeze(2) + data.unsqueeze(1))
+
+
+class BilinearHeads(PairScorer):
+    """A product of what task node and data node are, beside the perceptron for pairs."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        """Make the layers; the form starts at zero."""
+        super().__init__(config)
+        self.left = nn.Linear(config.node_width, config.pair_width, bias=False)
+        self.right = nn.Linear(config.node_width, config.pair_width, bias=False)
+        nn.init.zeros_(self.right.weight)
+
+    def learned(self) -> list[Tensor]:
+        """See `PairScorer.learned`."""
+        return [*super().learned(), self.right.weight]
+
+    def _residual(self, groups: Mapping[str, Tensor], nodes: Tensor, pairs: Tensor) -> Tensor:
+        """See `PairScorer._residual`."""
+        product = self.left(nodes) @ self.right(nodes).transpose(1, 2) / self.config.pair_width**0.5
+        return super()._residual(groups, nodes, pairs) + torch.as_tensor(product)
+
+
+class AttentionScorer(PairScorer):
+    """A layer of attention over nodes after the node encoder, biased by what lies between two nodes."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        """Make the layers; what attention adds starts at zero."""
+        super().__init__(config)
+        self.query_key_value = nn.Linear(config.node_width, 3 * ATTENTION_HEADS * HEAD_WIDTH, bias=False)
+        self.edge = nn.Linear(len(EDGE_GROUPS) + 1, ATTENTION_HEADS, bias=False)
+        self.attended = nn.Linear(ATTENTION_HEADS * HEAD_WIDTH, config.node_width, bias=False)
+        nn.init.zeros_(self.attended.weight)
+
+    def _encode_nodes(self, groups: Mapping[str, Tensor], ratio: Tensor, lowest: Tensor, is_open: Tensor) -> Tensor:
+        """See `PairScorer._encode_nodes`."""
+        nodes = super()._encode_nodes(groups, ratio, lowest, is_open)
+        exists = groups["nodes"]
+        parts = self.query_key_value(nodes).unflatten(2, (3, ATTENTION_HEADS, HEAD_WIDTH)).permute(2, 0, 3, 1, 4)
+        query, key, value = parts.unbind(0)  # each (B, A, N, K)
+        edges = [groups[name] for name in EDGE_GROUPS] + [groups["communication"].transpose(1, 2)]
+        bias = self.edge(torch.log1p(torch.stack(edges, -1))).permute(0, 3, 1, 2)  # (B, A, N, N)
+        bias = bias.masked_fill(exists[:, None, None, :] == 0, CLOSED)
+        seen = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        added = self.attended(seen.transpose(1, 2).flatten(2))
+        return torch.as_tensor(torch.relu(nodes + added) * exists.unsqueeze(-1))
 
 
 class FlatScorer(PairScorer):
@@ -97,6 +150,10 @@ class FlatScorer(PairScorer):
 
 def make_scorer(config: PolicyConfig) -> PairScorer:
     """The network of a configuration."""
-    if config.encoder == "flat":
-        return FlatScorer(config)
-    return (IndependentHeads if config.heads == "independent" else PairScorer)(config)
+    kinds = {
+        "attention": AttentionScorer,
+        "flat": FlatScorer,
+        "bilinear": BilinearHeads,
+        "independent": IndependentHeads,
+    }
+    return kinds.get(config.encoder, kinds.get(config.heads, PairScorer))(config)

@@ -1,4 +1,4 @@
-"""The rows of the ablation study: the whole policy, and the policy with one piece of it, or of its training, left out.
+"""The rows of the ablation study: the whole policy, and it with one piece, or one of its training, left out or added.
 
 What the prior is made of goes with it: a policy that does not see the estimate cannot start from the rule that weighs
 it. So the worth of the estimate alone is what a row without it loses against the row without the prior.
@@ -54,6 +54,8 @@ VARIANTS: Mapping[str, Variant] = {
         "one network for all nodes: a perceptron over all numbers scores the pairs, and knows up to 16 nodes",
         {"encoder": "flat"},
     ),
+    "attention": Variant("nothing; a layer of attention over nodes is added", {"encoder": "attention"}),
+    "bilinear": Variant("nothing; a product of task node and data node is added", {"heads": "bilinear"}),
     "held-out-too": Variant("nothing; the cells that are held out are taught too", teacher={"held_out": True}),
     "no-drawn-machines": Variant("machines drawn at random in training", teacher={"drawn_share": 0.0}),
 }
