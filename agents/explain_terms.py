@@ -47,7 +47,6 @@ class CostTerms:
         data_node: where its object is put; -1 when out of memory.
         migrated: whether the object moved.
         out_of_memory: whether the task was dropped.
-        streams: streams in flight at each node's memory controller before, shape (N,).
     """
 
     parts: Mapping[str, F64]
@@ -58,7 +57,6 @@ class CostTerms:
     data_node: I64
     migrated: Bool
     out_of_memory: Bool
-    streams: F64
 
     @property
     def exec_s(self) -> F64:
@@ -72,9 +70,9 @@ class CostTerms:
 
     def at(self, index: list[int]) -> CostTerms:
         """The terms of some of the placements."""
-        each = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("parts", "streams")}
+        each = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "parts"}
         parts = {name: values[index] for name, values in self.parts.items()}
-        return CostTerms(parts=parts, streams=self.streams, **{name: values[index] for name, values in each.items()})
+        return CostTerms(parts=parts, **{name: values[index] for name, values in each.items()})
 
 
 def cost_terms(simulator: Simulator, pairs: npt.ArrayLike, weights: RewardWeights, row: int = 0) -> CostTerms:
@@ -108,7 +106,6 @@ def cost_terms(simulator: Simulator, pairs: npt.ArrayLike, weights: RewardWeight
         data_node=real.data_node.astype(np.int64),
         migrated=real.migrated,
         out_of_memory=real.out_of_memory,
-        streams=state.stream_count[row, : simulator.num_nodes].astype(np.float64),
     )
 
 

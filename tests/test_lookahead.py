@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from command_line import SMALL_SCENARIO
 from gymnasium import spaces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,20 +46,6 @@ from numa_rl.workloads.workload import NEVER, Workload
 
 WEIGHTS = RewardWeights(alpha=0.7, beta=0.3, reference_s=0.05, out_of_memory_penalty=11.0)
 RULE = PricedGreedy(congestion_price=0.8, crowding_price=2.0, migration_share=0.4, alpha=0.7)
-SCENARIO = """
-description = "A small stream"
-machine = "chapter-2-socket"
-
-[workload]
-family = "synthetic"
-num_tasks = 12
-
-[reward]
-reference_s = 0.05
-
-[simulation]
-window_s = 0.2
-"""
 THREADS = min(2, os.cpu_count() or 1)
 
 
@@ -401,7 +388,7 @@ def test_in_the_suite_it_plays_beside_its_policy(untrained: Path, tmp_path: Path
 
 def test_in_a_comparison_it_stands_beside_its_policy(untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)  # tuned rules are kept there
-    Path("small.toml").write_text(SCENARIO)
+    Path("small.toml").write_text(SMALL_SCENARIO)
     Compare("small.toml", untrained, lookahead=True, episodes=2, json=Path("c.json")).run()
     names = [each["name"] for each in json.loads(Path("c.json").read_text())["schedulers"]]
     assert {"learned", "learned+lookahead"} <= set(names)
