@@ -302,7 +302,10 @@ def test_a_policy_for_other_observations_is_refused(path, value):
         (lambda config: config.update(prior=1), r"config\.prior must be of type bool, got 1"),
         (lambda config: config.update(prior="yes"), r"config\.prior must be of type bool, got 'yes'"),
         (lambda config: config.update(heads=2), r"config\.heads must be of type str, got 2"),
-        (lambda config: config.update(heads="three"), r"policy: heads must be one of joint, bilinear, independent, got 'three'"),
+        (
+            lambda config: config.update(heads="three"),
+            r"policy: heads must be one of joint, bilinear, independent, got 'three'",
+        ),
         (lambda config: config.update(encoder=["flat"]), r"config\.encoder must be of type str, got \['flat'\]"),
         (
             lambda config: config.update(encoder="round"),
