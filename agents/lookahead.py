@@ -66,6 +66,7 @@ class Lookahead:
             worth believing, and what is placed first is often used longest.
         width: branches of the search in a graph.
         passes: of local search over the best plan of a graph.
+        polish_candidates: placements of each task that it tries.
         seed: of the futures; those of a row depend on it and on the row's machine and episode alone.
         num_threads: threads that share the rows; they change no result.
 
@@ -84,14 +85,16 @@ class Lookahead:
     memory: int = 64
     least_past: int = 16
     width: int = 1
-    passes: int = 2
+    passes: int = 4
+    polish_candidates: int = 16
     seed: int = 0
     num_threads: int = 1
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         least = {"candidates": 1, "depth": 1, "futures": 0, "run_length": 1, "memory": 1, "least_past": 1, "width": 1}
-        for name, low in (least | {"passes": 0, "seed": 0, "num_threads": 1}).items():
+        least |= {"passes": 0, "polish_candidates": 1, "seed": 0, "num_threads": 1}
+        for name, low in least.items():
             value = getattr(self, name)
             if not (isinstance(value, int) and value >= low):
                 raise ValueError(f"lookahead: {name} must be a whole number >= {low}, got {value!r}.")
@@ -127,6 +130,7 @@ class Lookahead:
             self.candidates,
             self.depth,
             self.passes,
+            self.polish_candidates,
             self.num_threads,
         )
 

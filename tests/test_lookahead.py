@@ -284,6 +284,13 @@ def test_in_a_graph_it_is_never_worse_than_those_whose_plans_it_sees(name: str):
     np.testing.assert_allclose(alone, evaluate(RULE, world).cost, rtol=1e-12)
 
 
+def test_local_search_over_a_graph_finds_more_among_more_placements():
+    workload = make_family("attention").generate(np.random.default_rng(3), 2)
+    world = World(workload, (four_socket(),), RewardWeights(reference_s=1e-3), 0.01)
+    narrow, wide = (evaluate(ahead(polish_candidates=count), world).cost for count in (2, 16))
+    assert (wide < narrow).all()
+
+
 def test_the_plan_of_a_graph_is_a_function_of_the_graph():
     workload = make_family("threads", num_tasks=48).generate(np.random.default_rng(3), 3)
     world = World(workload, (four_socket(),), RewardWeights(reference_s=1e-3), 0.01)
@@ -415,6 +422,7 @@ def test_without_a_policy_nothing_proposes_placements(command: Suite | Compare, 
         ({"futures": 1.5}, "futures must be a whole number >= 0, got 1.5"),
         ({"margin": float("nan")}, "margin must be finite and >= 0, got nan"),
         ({"margin": -1.0}, "margin must be finite and >= 0, got -1.0"),
+        ({"polish_candidates": 0}, "polish_candidates must be a whole number >= 1, got 0"),
         ({"least_past": 0}, "least_past must be a whole number >= 1, got 0"),
         ({"seed": -1}, "seed must be a whole number >= 0, got -1"),
         ({"rule": PricedGreedy(congestion_price=np.ones(3))}, "congestion_price must be one number"),

@@ -219,6 +219,7 @@ def test_where_memory_fills_up_and_nodes_have_no_cores():
         ({"candidates": 2.5}, "candidates must be a whole number >= 1, got 2.5"),
         ({"depth": -1}, "depth must be a whole number >= 0, got -1"),
         ({"passes": -1}, "passes must be a whole number >= 0, got -1"),
+        ({"polish_candidates": 0}, "polish_candidates must be a whole number >= 1, got 0"),
         ({"num_threads": 0}, "num_threads must be a whole number >= 1, got 0"),
         ({"rule": PricedGreedy(crowding_price=np.ones(3))}, "crowding_price must be one number, got an array of shape"),
     ],

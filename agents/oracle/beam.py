@@ -55,6 +55,7 @@ class Oracle:
         candidates: placements that each branch tries, K.
         depth: decisions of a rollout.
         passes: of local search over the best plan, see `agents.oracle.polish`; 0 for none.
+        polish_candidates: placements of each task that local search tries.
         num_threads: threads that share the episodes; they change no result.
 
     Raises:
@@ -67,15 +68,17 @@ class Oracle:
     width: int = 4
     candidates: int = 8
     depth: int = 32
-    passes: int = 1
+    passes: int = 4
+    polish_candidates: int = 16
     num_threads: int = 1
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name, least in (("width", 1), ("candidates", 1), ("depth", 0), ("passes", 0), ("num_threads", 1)):
+        least = {"width": 1, "candidates": 1, "depth": 0, "passes": 0, "polish_candidates": 1, "num_threads": 1}
+        for name, low in least.items():
             value = getattr(self, name)
-            if not (isinstance(value, int) and value >= least):
-                raise ValueError(f"oracle: {name} must be a whole number >= {least}, got {value!r}.")
+            if not (isinstance(value, int) and value >= low):
+                raise ValueError(f"oracle: {name} must be a whole number >= {low}, got {value!r}.")
         kernel_prices(self.rule)
 
     def plan(self, world: World, machine: I64, episode: I64) -> Actions:
@@ -93,7 +96,7 @@ class Oracle:
             machine,
             episode,
             rule=self.rule,
-            candidates=self.candidates,
+            candidates=self.polish_candidates,
             passes=self.passes,
             num_threads=self.num_threads,
         )
