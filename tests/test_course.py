@@ -139,6 +139,28 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(make, tmp_path, whole
     assert all(torch.equal(kept[name], other[name]) for name in kept)
 
 
+def test_a_run_stopped_in_the_midst_of_learning_goes_on_from_the_update_before(make, tmp_path, whole, monkeypatch):
+    course, steps = make(tmp_path), [0]
+    honest = course.optimizer.step
+
+    def interrupted(*args: Any) -> None:
+        honest(*args)
+        steps[0] += 1
+        if course.update == 2 and steps[0] % 3 == 0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(course.optimizer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        course.run()
+    again = make(tmp_path)
+    again.resume()
+    assert again.update == 2
+    assert any(not np.array_equal(one, other) for one, other in zip(weights(again), weights(course), strict=True))
+    again.run()
+    assert all(np.array_equal(one, other) for one, other in zip(weights(again), weights(whole[0]), strict=True))
+    assert again.best_gap == whole[0].best_gap
+
+
 def test_another_seed_learns_something_else(make, tmp_path, whole):
     other = make(tmp_path, replace(CONFIG, seed=6))
     other.run()

@@ -1,6 +1,7 @@
 """The study of learning: every variant differs in one thing, runs are paired by seed, and none is done twice."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from agents.ppo.config import PPOConfig
 from agents.ppo.storage import load_policy
 from experiments.studies import learning_run
 from experiments.studies.learning import Learning, sheet
-from experiments.studies.learning_noise import noise_over_signal
+from experiments.studies.learning_noise import fit_value_head, noise_over_signal, noise_scale
 from experiments.studies.learning_variants import BASELINE, Variant, variants
 
 torch.set_num_threads(1)
@@ -87,6 +88,26 @@ def test_what_a_decision_saves_is_less_noisy_than_what_an_episode_costs(worlds):
     assert noise["what-if"] < noise[BASELINE]
 
 
+def test_before_noise_is_measured_the_value_head_learns_and_nothing_else(worlds):
+    model = learning_run._model(worlds, variants(TINY)[BASELINE], 0, None)
+    before = {name: value.clone() for name, value in model.policy.scorer.named_parameters()}
+    assert noise_scale(model, 2) > 0.0
+    for name, value in model.policy.scorer.named_parameters():
+        assert torch.equal(before[name], value) != name.startswith("value"), name
+
+
+def test_a_value_head_learns_returns(worlds):
+    model = learning_run._model(worlds, variants(TINY)[BASELINE], 0, None)
+    _, callback = model._setup_learn(TINY.rollout)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    optimizer = torch.optim.Adam(model.policy.scorer.value.parameters(), lr=0.01)
+    for _ in range(200):
+        fit_value_head(model, optimizer)
+    states = torch.from_numpy(model.rollout_buffer.observations)
+    errors = model.policy.predict_values(states).flatten().detach().numpy() - model.rollout_buffer.returns.flatten()
+    assert (errors**2).mean() < 0.5 * (model.rollout_buffer.returns**2).mean()
+
+
 def test_runs_from_the_other_start_do_not_count():
     chosen = {BASELINE: variants(TINY)[BASELINE]}
     runs = [run_of(BASELINE, 0, 0.1), run_of(BASELINE, 1, 0.1), run_of(BASELINE, 0, 0.9) | {"start": "taught"}]
@@ -102,9 +123,14 @@ def test_every_variant_changes_something_and_no_two_the_same():
 
 
 @pytest.mark.parametrize("name", sorted(variants(TINY)))
-def test_every_variant_learns(tmp_path, worlds, name):
-    course = worlds
-    figures = learning_run.learn(course, variants(TINY)[name], seed=1, rollouts=2)
+def test_every_variant_learns(worlds, name, monkeypatch):
+    made: list[Any] = []
+    honest = learning_run._model
+    monkeypatch.setattr(learning_run, "_model", lambda *args: made.append(honest(*args)) or made[-1])
+    variant = variants(TINY)[name]
+    figures = learning_run.learn(worlds, variant, seed=1, rollouts=2)
+    falls = variant.ppo.num_updates if variant.rate_falls else 1
+    assert made[1].policy.optimizer.param_groups[0]["lr"] == pytest.approx(TINY.learning_rate / falls)
     assert figures["decisions"] >= TINY.total_timesteps
     assert all(np.isfinite(value) for name, value in figures.items() if name != "noise_decisions")
     assert figures["cost"] > 0
@@ -138,6 +164,7 @@ def test_a_variant_out_of_range_is_refused(values, message):
         ({"labels": 0}, r"--labels must be >= 1, got 0\."),
         ({"train_episodes": 0}, r"--train-episodes must be >= 1, got 0\."),
         ({"ppo": PPOConfig(total_timesteps=0)}, r"--ppo.total-timesteps must be >= 1, got 0\."),
+        ({"ppo": replace(TINY, total_timesteps=192)}, r"must be a multiple .*: that of large-batch has 128, got 192\."),
     ],
 )
 def test_options_are_checked_before_anything_takes_time(values, message):

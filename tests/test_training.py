@@ -17,6 +17,7 @@ from agents.ppo import training
 from agents.ppo.config import PPOConfig, TrainingConfig
 from agents.ppo.storage import load_policy
 from agents.ppo.training import Progress, Trainer
+from agents.seen import read_seen
 from numa_rl.metrics import MEANINGS
 
 CONFIG_TAG = "custom_scalars__config__"
@@ -62,6 +63,42 @@ def test_what_is_kept_is_no_worse_than_the_rule_on_validation_episodes(whole):
     assert about["scenario"] == "tiny"
     assert about["config"]["crowding_price"] == 3.0
     assert seen[-1].best_gap == pytest.approx(cost / min(rule_costs().values()) - 1.0)
+
+
+def test_the_learning_rate_falls_from_the_whole_to_one_step_of_it(whole):
+    config = PPOConfig(total_timesteps=900, num_envs=10, n_steps=20, batch_size=50, learning_rate=0.01)
+    assert config.num_updates == 5
+    rates = [config.falling_rate(1.0 - (update + 1) / 5) for update in range(5)]
+    assert rates == pytest.approx([0.01, 0.008, 0.006, 0.004, 0.002])
+    assert config.falling_rate(-0.1) == pytest.approx(0.002)
+    trainer = whole[0]
+    assert trainer.policy.optimizer.param_groups[0]["lr"] == pytest.approx(PPO.learning_rate / PPO.num_updates)
+
+
+def test_one_rollout_teaches_something(tmp_path, without_pictures):
+    config = replace(CONFIG, teacher=replace(TEACHER, labels=0), ppo=replace(PPO, total_timesteps=PPO.rollout))
+    trainer = make_trainer(tmp_path, config)
+    begun = [parameter.detach().clone() for parameter in trainer.policy.parameters()]
+    trainer.run()
+    changed = zip(begun, trainer.policy.parameters(), strict=True)
+    assert any(not torch.equal(before, after) for before, after in changed)
+
+
+@pytest.mark.parametrize("phase", ["teacher", "ppo"])
+def test_what_is_kept_says_what_training_saw(tmp_path, phase, without_pictures):
+    changes = {"ppo": {"ppo": replace(PPO, total_timesteps=0)}, "teacher": {"teacher": replace(TEACHER, labels=0)}}
+    del changes[phase]
+    trainer = make_trainer(tmp_path, replace(CONFIG, **next(iter(changes.values()))))
+    trainer.run()
+    trainer.best_cost = np.inf
+    trainer._validate()
+    seen = read_seen(trainer.policy_path)
+    assert seen is not None
+    rows = trainer.env.rows
+    rows.reset()
+    groups = rows.observer.layout.split(rows.observe())
+    assert seen.contains(groups).mean() > 0.5  # so few states say little of the others
+    assert not seen.contains({name: 1e4 * values for name, values in groups.items()}).any()
 
 
 def test_the_untrained_policy_costs_what_the_rule_costs(tmp_path):

@@ -189,7 +189,7 @@ class PPOConfig:
         n_steps: decisions of each environment in a rollout.
         batch_size: decisions in a gradient step.
         n_epochs: passes over a rollout.
-        learning_rate: of Adam at the start; it falls linearly to zero.
+        learning_rate: of Adam in the first update; it falls linearly, by the same step each time.
         gamma: discount of later decisions.
         gae_lambda: of the generalised advantage estimate.
         clip_range: how far a probability ratio may move.
@@ -241,6 +241,13 @@ class PPOConfig:
     def num_updates(self) -> int:
         """Rollouts in all."""
         return -(-self.total_timesteps // self.rollout)
+
+    def falling_rate(self, remaining: float) -> float:
+        """Adam's learning rate in the update after whose rollout this share of all decisions remains.
+
+        The first of U updates has the whole rate, the last one a U-th of it.
+        """
+        return self.learning_rate * (max(remaining, 0.0) + 1.0 / max(self.num_updates, 1))
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.utils import set_random_seed
+from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from agents.evaluation import evaluate
@@ -137,6 +138,7 @@ class Course:
         self.memory: list[list[Labels]] = []
         self.update = 0  # updates done
         self.gap = self.best_gap = np.inf
+        self._snapshot: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._saved_at = time.monotonic()
 
     @property
@@ -160,6 +162,7 @@ class Course:
             writer.add_custom_scalars({"Against the rule": {"mean cost over the rule's, minus 1": names}})
             if self.update == 0:
                 self._examine(writer)
+            self._take_snapshot()
             try:
                 while self.update < self.config.num_teacher_updates:
                     self._one_update(writer)
@@ -186,6 +189,7 @@ class Course:
         rate = count / max(time.monotonic() - began, 1e-9)
         if examined:
             self._examine(writer)
+        self._take_snapshot()
         if time.monotonic() - self._saved_at > SAVE_EVERY_S:
             self._write_checkpoint()
         done, of = self.update, self.config.num_teacher_updates
@@ -250,17 +254,28 @@ class Course:
         """What a run must have in common with the checkpoint it goes on from."""
         return self.about | {"format": CHECKPOINT_FORMAT, "policy": as_json(self.policy.config)}
 
-    def _write_checkpoint(self) -> None:
-        """Keep the run as it stands, and drop the labels that it has forgotten."""
+    def _take_snapshot(self) -> None:
+        """Copy all that the run needs to go on from here: in the midst of an update there is nothing to go on from."""
         scorers = {"policy": self.policy.scorer, "average": self.average}
-        weights = {f"{which}.{name}": t for which, some in scorers.items() for name, t in some.state_dict().items()}
+        weights = {
+            f"{which}.{name}": tensor.cpu().clone()
+            for which, scorer in scorers.items()
+            for name, tensor in scorer.state_dict().items()
+        }
         where = {"update": self.update, "gap": self.gap, "best_gap": self.best_gap}
-        write_tensors(self.checkpoint_path, weights | moments(TEACHER, self.optimizer), self._fixed | where)
-        oldest = self._labels_path(max(0, self.update - self.config.teacher.memory))
+        self._snapshot = (weights | moments(TEACHER, self.optimizer), self._fixed | where)
+
+    def _write_checkpoint(self) -> None:
+        """Keep the run as it stood after the last update, and drop the labels that it has forgotten."""
+        if self._snapshot is None:
+            return
+        tensors, about = self._snapshot
+        write_tensors(self.checkpoint_path, tensors, about)
+        oldest = self._labels_path(max(0, about["update"] - self.config.teacher.memory))
         for path in oldest.parent.glob("*.safetensors"):
             if path.name < oldest.name:
                 path.unlink()
-        if self.update >= self.config.num_teacher_updates:
+        if about["update"] >= self.config.num_teacher_updates:
             shutil.rmtree(oldest.parent, ignore_errors=True)
         self._saved_at = time.monotonic()
 

@@ -41,6 +41,7 @@ from agents.ppo.storage import LearnedScheduler, load_weights, read_tensors, sav
 from agents.ppo.teacher import RolloutTeacher, joined
 from agents.ppo.threads import gradient_step, measured_threads
 from agents.rules.greedy import PricedGreedy
+from agents.seen import Seen
 from agents.vec_env import NumaVecEnv
 from envs.world import Rows, World
 
@@ -48,6 +49,7 @@ F64 = npt.NDArray[np.float64]
 
 CHECKPOINT_FORMAT = "numa-rl checkpoint 1"
 SAVE_EVERY_S = 30.0
+SEEN_STEPS = 16  # of a rollout, at most, by whose states the policy's file says what training saw
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Trainer:
             n_steps=ppo.n_steps,
             batch_size=ppo.batch_size,
             n_epochs=ppo.n_epochs,
-            learning_rate=lambda remaining: ppo.learning_rate * remaining,
+            learning_rate=ppo.falling_rate,
             gamma=ppo.gamma,
             gae_lambda=ppo.gae_lambda,
             clip_range=ppo.clip_range,
@@ -144,6 +146,7 @@ class Trainer:
             measured_threads(partial(gradient_step, policy.scorer))
         self.teacher = RolloutTeacher(train, rule, policy, config.teacher)
         self.dashboard = Dashboard(folder, self.model, train.weights.reference_s, self.rule_costs)
+        self.rollout_states = np.zeros((0, self.env.rows.observer.layout.size), np.float32)  # some of PPO's newest
         self.update = 0  # updates done
         self.best_cost = np.inf
         self.last_cost = np.inf
@@ -242,15 +245,14 @@ class Trainer:
         validates = self.update % self.config.validate_every == 0 or self.update == self.config.num_updates
         if validates:
             self._validate()
-        teaching = self.update <= self.config.num_teacher_updates
-        self.dashboard.write(self.decisions, values, self.teacher.totals if teaching else self.env.totals)
+        self.dashboard.write(self.decisions, values, self.teacher.totals if self._teaching else self.env.totals)
         best = min(self.rule_costs.values())
         seconds = max(time.monotonic() - self._update_began, 1e-9)
         self.on_progress(
             Progress(
                 update=self.update,
                 num_updates=self.config.num_updates,
-                phase="teacher" if teaching else "ppo",
+                phase="teacher" if self._teaching else "ppo",
                 decisions=self.decisions,
                 decisions_per_s=decisions / seconds,
                 gap=self.last_cost / best - 1.0,
@@ -258,6 +260,11 @@ class Trainer:
                 validated=validates,
             )
         )
+
+    @property
+    def _teaching(self) -> bool:
+        """Whether the last update was the teacher's."""
+        return self.update <= self.config.num_teacher_updates
 
     @property
     def decisions(self) -> int:
@@ -273,7 +280,8 @@ class Trainer:
             self.best_cost = self.last_cost
             found = {"validation_cost": self.best_cost, "update": self.update, "git_revision": self.git_revision}
             about = self.about | found
-            save_policy(self.policy_path, self.policy.scorer, about)
+            states = [part.observation for part in self.teacher.memory] if self._teaching else [self.rollout_states]
+            save_policy(self.policy_path, self.policy.scorer, about, Seen.fit(states) if self.update else None)
         self.dashboard.validated(self.decisions, self.last_cost, self.best_cost)
 
     def _take_snapshot(self, rows: Rows) -> None:
@@ -368,6 +376,12 @@ class _EveryUpdate(BaseCallback):
             self.trainer._end_update({}, self.trainer.config.ppo.rollout)
         self.first = False
         self.trainer._begin_update(self.trainer.env.rows)
+
+    def _on_rollout_end(self) -> None:
+        """Keep states by which the policy's file says what training saw: the buffer is emptied before the next one."""
+        states = self.trainer.model.rollout_buffer.observations
+        every = -(-len(states) // SEEN_STEPS)
+        self.trainer.rollout_states = states[::every].reshape(-1, states.shape[-1]).copy()
 
     def _on_step(self) -> bool:
         return True

@@ -108,7 +108,15 @@ class Learning:
             if name not in known:
                 raise ValueError(f"--variants must be among {', '.join(known)}, got {name!r}.")
         wanted = {BASELINE, *(self.variants or known)}
-        return {name: variant for name, variant in known.items() if name in wanted}
+        chosen = {name: variant for name, variant in known.items() if name in wanted}
+        largest = max(chosen, key=lambda name: chosen[name].ppo.rollout)
+        rollout = chosen[largest].ppo.rollout
+        if self.ppo.total_timesteps % rollout:
+            raise ValueError(
+                "--ppo.total-timesteps must be a multiple of every rollout, so that all learn from as many decisions: "
+                f"that of {largest} has {rollout}, got {self.ppo.total_timesteps}."
+            )
+        return chosen
 
     @property
     def teacher(self) -> TeacherConfig:

@@ -17,10 +17,10 @@ import torch
 from stable_baselines3 import PPO
 from torch import Tensor
 
+from agents.ppo.critic import BATCH, LEARNING_RATE, PASSES
 from agents.ppo.policy import PlacementPolicy
 
-WARM_UP = 4  # rollouts from which a critic learns before any counts
-BATCH = 2048
+WARM_UP = 4  # rollouts from which critics learn before any counts, the policy's value head among them
 NOT_COUNTED = ("value", "log_scale")  # neither says which placement is best: sharpness changes odds, not their order
 
 
@@ -28,7 +28,7 @@ def noise_scale(model: PPO, rollouts: int) -> float:
     """Decisions after which the gradient's signal equals its noise; infinite if no signal is found.
 
     Args:
-        model: its policy is left as it is; its buffer's critic learns.
+        model: what its policy decides is left as it is; its critic learns, be it the buffer's or the value head.
         rollouts: R, that count.
 
     Raises:
@@ -39,12 +39,29 @@ def noise_scale(model: PPO, rollouts: int) -> float:
     decisions = model.n_steps * model.n_envs
     _, callback = model._setup_learn(decisions)
     assert model.env is not None
+    assert isinstance(model.policy, PlacementPolicy)
+    head = [value for name, value in model.policy.scorer.named_parameters() if name.startswith("value")]
+    optimizer = torch.optim.Adam(head, lr=LEARNING_RATE)
     found = []
     for number in range(WARM_UP + rollouts):
         model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
         if number >= WARM_UP:
             found.append(_gradient(model).numpy())
+        fit_value_head(model, optimizer)  # from every rollout after it was used, as the buffer's critic
     return decisions * noise_over_signal(np.stack(found))
+
+
+def fit_value_head(model: PPO, optimizer: torch.optim.Optimizer) -> None:
+    """Let the policy's value head, whose parameters the optimiser has, learn the returns of the last rollout."""
+    policy = model.policy
+    for _ in range(PASSES):
+        for batch in model.rollout_buffer.get(BATCH):
+            values, _, _ = policy.evaluate_actions(batch.observations, batch.actions)
+            loss = torch.nn.functional.mse_loss(values.flatten(), batch.returns)
+            policy.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    policy.optimizer.zero_grad()
 
 
 def noise_over_signal(gradients: npt.NDArray[np.floating]) -> float:

@@ -85,7 +85,7 @@ def learn(
     assert isinstance(policy, PlacementPolicy)
     before = course.cost(policy)
     began = time.perf_counter()
-    model.learn(variant.ppo.total_timesteps, callback=_Falling(variant.entropy))
+    model.learn(variant.ppo.num_updates * variant.ppo.rollout, callback=_Falling(variant.entropy))
     seconds = time.perf_counter() - began
     explained = float(model.logger.name_to_value["train/explained_variance"])
     return {
@@ -118,14 +118,13 @@ def _model(course: Course, variant: Variant, seed: int, start: Path | None) -> P
     faced: VecEnv = env
     if variant.normalise_returns:
         faced = VecNormalize(env, norm_obs=False, gamma=ppo.gamma)
-    rate = ppo.learning_rate
     model = PPO(
         PlacementPolicy,
         faced,
         n_steps=ppo.n_steps,
         batch_size=ppo.batch_size,
         n_epochs=ppo.n_epochs,
-        learning_rate=(lambda remaining: rate * remaining) if variant.rate_falls else rate,
+        learning_rate=ppo.falling_rate if variant.rate_falls else ppo.learning_rate,
         gamma=ppo.gamma,
         gae_lambda=ppo.gae_lambda,
         clip_range=ppo.clip_range,
