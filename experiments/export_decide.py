@@ -36,10 +36,11 @@ Dimension key: B rows, N nodes, H hidden width, P hidden width of pairs.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import Any, BinaryIO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -71,6 +72,11 @@ GROUPS = {
 }
 NODE_GROUPS = ("memory", "queue", "data", "inputs", "access", "last", "migration", "task_mask", "data_mask", "nodes")
 FORMAT = "numa-rl policy for numpy 1"
+# What reading a file that is no policy may raise.
+DAMAGE = (
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, OSError, RuntimeError),
+    *(MemoryError, BadZipFile, zlib.error),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,20 +98,39 @@ class Policy:
         """Read a policy.
 
         Raises:
-            ValueError: the file is no policy of this kind.
+            OSError: the file cannot be opened.
+            ValueError: it is no policy of this kind.
         """
-        try:
-            with open(path, "rb") as stream:
-                file = np.load(stream, allow_pickle=False)
-                if not isinstance(file, np.lib.npyio.NpzFile):
-                    raise ValueError("the file must be an .npz archive, got a single array.")
-                about = json.loads(str(file["about"])) if "about" in file.files else {}
-                if about.get("format") != FORMAT:
-                    raise ValueError(f"the file must say format {FORMAT!r}, got {about.get('format')!r}.")
-                weights = {name: file[name] for name in file.files if name != "about"}
-            return cls(weights, about["config"], about["constants"])
-        except (ValueError, LookupError, AttributeError, EOFError, BadZipFile) as error:
-            raise ValueError(f"{path}: no policy: {error}") from error
+        with open(path, "rb") as stream:
+            try:
+                policy = cls._read(stream)
+                policy._try()
+            except DAMAGE as error:
+                raise ValueError(f"{path}: no policy: {error}") from error
+        return policy
+
+    @classmethod
+    def _read(cls, stream: BinaryIO) -> Policy:
+        """What a file says, not yet tried."""
+        file = np.load(stream, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise ValueError("the file must be an .npz archive, got a single array.")
+        about = json.loads(str(file["about"])) if "about" in file.files else {}
+        if about.get("format") != FORMAT:
+            raise ValueError(f"the file must say format {FORMAT!r}, got {about.get('format')!r}.")
+        weights = {name: file[name] for name in file.files if name != "about"}
+        for name, array in weights.items():
+            if array.dtype != np.float32 or not np.isfinite(array).all():
+                raise ValueError(f"{name} must be finite float32, got {array.dtype}, NaN or infinity.")
+        return cls(weights, about["config"], about["constants"])
+
+    def _try(self) -> None:
+        """Raise one of `DAMAGE` if a weight is missing, of another shape, or too large to reckon with."""
+        with np.errstate(all="ignore"):
+            logits = self.logits(np.ones((1, row_size(2)), np.float32))
+            self.decide(np.ones((1, row_size(2)), np.float32))
+        if logits.shape != (1, 4) or not np.isfinite(logits).all():
+            raise ValueError(f"the weights must score placements by finite numbers, got {logits.tolist()}.")
 
     def decide(self, rows: Float32) -> npt.NDArray[np.int64]:
         """The best (task node, data node) of each row, shape (B, 2): the first of those that are equal but for digits.
@@ -206,6 +231,11 @@ def pooled(nodes: Float32, groups: Groups) -> Float32:
     return np.concatenate([present.sum(1) / exists.sum(1), present.max(1)], axis=1)
 
 
+def row_size(num_nodes: int) -> int:
+    """Values of a row of N nodes."""
+    return sum(num_nodes**axes if axes else NUM_TASK_FEATURES for axes in GROUPS.values())
+
+
 def num_nodes_of(rows: Float32) -> int:
     """N of the machines that rows were seen on.
 
@@ -219,7 +249,7 @@ def num_nodes_of(rows: Float32) -> int:
     if not np.isfinite(rows).all():
         raise ValueError("rows must be finite, got NaN or infinity.")
     for n in range(1, MOST_NODES + 1):
-        if sum(n**axes if axes else NUM_TASK_FEATURES for axes in GROUPS.values()) == rows.shape[1]:
+        if row_size(n) == rows.shape[1]:
             return n
     raise ValueError(f"no machine of up to {MOST_NODES} nodes has rows of {rows.shape[1]} values.")
 

@@ -1,7 +1,8 @@
-"""Files that commands write: checked before anything takes time, written whole or not at all."""
+"""Files that commands write: checked before anything takes time, written whole or not at all; and files by content."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -44,6 +45,20 @@ def require_writable(path: Path, what: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all; numbers that JSON cannot say become null."""
     write_bytes(path, (json.dumps(_finite(content), indent=1) + "\n").encode())
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content.
+
+    Raises:
+        ValueError: there is no such file, or it cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file.") from error
+    except OSError as error:
+        raise ValueError(f"{path}: must be a readable file: {error.strerror}.") from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:

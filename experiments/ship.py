@@ -13,6 +13,7 @@ from rich.console import Console
 
 from agents.shipped import MODEL_CARD, POLICY
 from experiments.files import require_outputs, write_bytes
+from experiments.suite.sources import LEARNED
 from experiments.train import SUITE
 from numa_rl.wording import counted
 
@@ -55,7 +56,7 @@ class Ship:
 
     Attributes:
         run_folder: folder of a run of `train --scenario suite`.
-        suite: folder of `suite --policy`, in which this policy played the standard suite.
+        suite: folder of `suite --policy`, in which this policy played the suite that it was taught on.
         policy: where the policy goes; into the package by default.
         card: where its model card goes; beside the policy by default.
     """
@@ -69,14 +70,21 @@ class Ship:
         """Check that run and suite belong together, and write.
 
         Raises:
-            ValueError: a file is missing or damaged, the run is not of the suite, or another policy played the suite.
+            ValueError: a file is missing or damaged, the run is not of the suite, another policy played the suite or
+                not all of it, or the network is not one for machines of any size that starts from the rule.
         """
         from agents.ppo.storage import load_policy  # torch takes seconds
 
         source = self.run_folder / "policy.safetensors"
-        _, about = load_policy(source)
+        policy, about = load_policy(source)
         if about.get("scenario") != SUITE:
             raise ValueError(f"{source}: must be trained on {SUITE!r}, got one trained on {about.get('scenario')!r}.")
+        network = policy.scorer.config
+        if network.encoder == "flat" or not network.prior:
+            raise ValueError(
+                f"{source}: a policy to ship must serve machines of any size and start from the rule, got encoder "
+                f"{network.encoder!r} and prior {network.prior}."
+            )
         content = source.read_bytes()
         if len(content) > MOST_BYTES:
             raise ValueError(f"{source}: a policy to ship must have at most {MOST_BYTES} bytes, got {len(content)}.")
@@ -85,6 +93,12 @@ class Ship:
         played = told["policies"]
         if digest not in played.values():
             raise ValueError(f"{self.suite}: the suite must have been played by {source}, got policies {played}.")
+        taught = about.get("cells")
+        for name, scenario in taught.items() if isinstance(taught, dict) else ():
+            if told["cells"].get(name) != scenario:
+                raise ValueError(
+                    f"{self.suite}: the suite must hold all cells taught, as they were, and {name} differs."
+                )
         place = self.card or self.policy.with_name(MODEL_CARD.name)
         require_outputs({"--policy": self.policy, "--card": place}, {"the run's policy": source})
         try:
@@ -106,9 +120,17 @@ def _suite_about(path: Path) -> dict[str, Any]:
         about = json.loads((pq.read_schema(path).metadata or {})[b"suite"])
         if not isinstance(about, dict) or not isinstance(about.get("policies"), dict):
             raise ValueError("a file that names no policies")
+        if not isinstance(about.get("cells"), dict):
+            raise ValueError("a file that names no cells")
+        about["learned"] = _learned(pq.read_table(path, columns=["scheduler", "kind"]).to_pylist())
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path}: must be the table of a suite that was played, got {error}.") from error
     return about
+
+
+def _learned(rows: list[dict[str, Any]]) -> list[str]:
+    """Names of the learned policies among a suite's rows, the plain one first: tables of other runs may lie beside."""
+    return sorted({row["scheduler"] for row in rows if row["kind"] == LEARNED}, key=len)
 
 
 def _rows(path: Path) -> list[list[str]]:
@@ -133,17 +155,12 @@ def model_card(about: dict[str, Any], told: dict[str, Any], suite: Path, digest:
         digest: SHA-256 of the policy's file.
         size: of it, bytes.
     """
-    scores = [f"`{path.stem.removeprefix('learned-')}`\n\n{_markdown(_rows(path))}" for path in _learned(suite)]
+    scores = [f"`{name}`\n\n{_markdown(_rows(suite / f'learned-{name}.csv'))}" for name in told["learned"]]
     return CARD.format(
         facts=_markdown([["", ""], *map(list, _facts(about, told, digest, size).items())]),
         scores="\n\n".join(scores),
         worst=_markdown(_worst(_rows(suite / "best.csv"))),
     )
-
-
-def _learned(suite: Path) -> list[Path]:
-    """The tables of learned policies, the plain one first."""
-    return sorted(suite.glob("learned-*.csv"), key=lambda path: len(path.name))
 
 
 def _facts(about: dict[str, Any], told: dict[str, Any], digest: str, size: int) -> dict[str, str]:
@@ -158,7 +175,8 @@ def _facts(about: dict[str, Any], told: dict[str, Any], digest: str, size: int) 
     ]
     return {
         "file": f"`policy.safetensors`, {size} bytes, SHA-256 `{digest}`",
-        "network": f"node width {config['node_width']}, pair width {config['pair_width']}; equivariant to node order",
+        "network": f"node width {config['node_width']}, pair width {config['pair_width']}, encoder "
+        f"{config['encoder']}, heads {config['heads']}; equivariant to node order",
         "made by": f"`make train-shipped`, code {about['git_revision']}",
         "versions": ", ".join(f"{name} {number}" for name, number in about["versions"].items()),
         "seed": str(training["seed"]),

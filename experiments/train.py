@@ -256,7 +256,7 @@ def _read_run(folder: Path) -> Train:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"--resume must be the folder of a run, got {str(folder)!r}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error}).") from error
     try:
         return Train(
@@ -265,8 +265,8 @@ def _read_run(folder: Path) -> Train:
             validation_episodes=int(content["validation_episodes"]),
             config=_config(content["config"]),
         )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: must hold scenario, episodes and config of a run, got {error}.") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: must hold scenario, episodes and config of a run: {error}") from error
 
 
 def _config(values: dict[str, Any]) -> TrainingConfig:

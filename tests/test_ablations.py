@@ -242,6 +242,17 @@ def test_a_study_goes_on_where_it_stood(
     assert "| two-heads |" in (suite / "runs/ablations/ablations.md").read_text()
 
 
+def test_a_row_taught_the_held_out_cells_is_known_to_be_finished_too(suite: Path, monkeypatch: pytest.MonkeyPatch):
+    study(rows=("held-out-too",)).run()
+
+    def never(*others: Any, **options: Any) -> Any:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(ablations, "train_policy", never)
+    study(rows=("held-out-too",)).run()
+    assert [each["name"] for each in written(suite)["rows"]] == [FULL, "held-out-too"]
+
+
 def test_what_is_done_is_written_before_the_next_row_begins(suite: Path, monkeypatch: pytest.MonkeyPatch):
     play = ablations.normalised_costs
 

@@ -1,6 +1,7 @@
 """The search for what a policy does worst in: what it draws can be played, written down and played again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ from hypothesis import strategies as st
 from small_suite import small
 
 from agents.lookahead_scores import PricedScores
+from agents.oracle.plays import played
 from agents.ppo.config import PolicyConfig
 from agents.ppo.scorers import make_scorer
 from agents.ppo.storage import save_policy
 from agents.rules.greedy import PricedGreedy
 from agents.rules.linux import FirstTouch
+from agents.shield import Shielded
+from agents.shield_play import ShieldedPlay
 from experiments.studies.adversarial import Adversarial, read_found
-from experiments.studies.adversarial_search import Found, Trial, search, try_situation, unshielded
+from experiments.studies.adversarial_search import Found, Trial, both, search, try_situation, unshielded
 from experiments.studies.adversarial_situations import DRAWN, RANGES, Situation, Space
 from experiments.suite.definition import STANDARD, read_definition
 from numa_rl.workloads.catalog import make_family
@@ -243,6 +247,8 @@ def test_the_command_names_what_is_wrong(policy: Path, tmp_path: Path) -> None:
         ({"machines": ("nothing",)}, "machine must be one of"),
         ({"json": policy}, "--json must be another file than --policy"),
         ({"json": tmp_path / "a", "replay": tmp_path / "b"}, "--json and --replay exclude each other"),
+        ({"families": ("llm",), "replay": tmp_path / "b"}, "--families and --replay exclude each other: .*'llm'"),
+        ({"seed": 3, "replay": tmp_path / "b"}, "--seed and --replay exclude each other: .* got 3"),
     ):
         with pytest.raises(ValueError, match=message):
             Adversarial(**{"policy": policy, **options}).run()  # type: ignore[arg-type]
@@ -278,10 +284,25 @@ def test_what_the_command_writes_can_be_played_again(
     path.write_text(json.dumps(found))
     Adversarial(policy, replay=path).run()
     assert capsys.readouterr().out.count(" no ") == 1
+    found["searches"]["shielded"]["worst"][1]["rule_cost"] = [0.5]
+    path.write_text(json.dumps(found))
+    Adversarial(policy, replay=path).run()
+    assert capsys.readouterr().out.count(" no ") == 2
     for broken in ({"policy": "another"}, {"shield": {}}, {"searches": {"shielded": {"worst": [{}]}}}):
         path.write_text(json.dumps(found | broken))
         with pytest.raises(ValueError, match=r"found\.json: "):
             Adversarial(policy, replay=path).run()
+
+
+def test_the_rule_is_the_same_with_the_shield_and_without(space: Space) -> None:
+    rule = PricedGreedy(migration_share=0.3)
+    here = situation(machine="chapter-4-socket").world(space.definition, 3)
+    here = replace(here, weights=replace(here.weights, alpha=0.1))
+    plays = both(ShieldedPlay(Shielded(PricedScores(rule), 20.0, rule)))
+    alone, shielded = (play(here)[1] for play in plays.values())
+    np.testing.assert_allclose(alone, shielded, rtol=1e-12)
+    as_it_was = played(rule, here, np.zeros(3, int), np.arange(3))[1] / here.workload.num_tasks
+    assert np.abs(alone - as_it_was).max() > 1e-6
 
 
 def test_the_rule_as_the_policy_is_exactly_as_good_as_the_rule(space: Space) -> None:

@@ -152,6 +152,7 @@ def test_resuming_a_folder_without_a_run_is_refused(numa_rl):
         lambda content: content["config"]["teacher"].update(depth="deep"),
         lambda content: content["config"]["ppo"].pop("gamma") and content["config"]["ppo"].update(gama=0.9),
         lambda content: content["config"]["ppo"].update(n_steps=0),
+        lambda content: content.update(train_episodes="abc"),
     ],
 )
 def test_a_damaged_note_of_a_run_is_refused(numa_rl, small, trained, change):
@@ -159,10 +160,10 @@ def test_a_damaged_note_of_a_run_is_refused(numa_rl, small, trained, change):
     content = json.loads(note.read_text())
     change(content)
     note.write_text(json.dumps(content))
-    refused(numa_rl("train", "--resume", trained), "must")
+    refused(numa_rl("train", "--resume", trained), f"{note}: must")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "[" * 100_000])
 def test_a_note_that_is_no_json_object_is_refused(numa_rl, text):
     Path("old").mkdir()
     Path("old/run.json").write_text(text)

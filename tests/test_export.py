@@ -296,7 +296,50 @@ def test_the_module_refuses_files_of_another_kind(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"p\.npz: no policy: "):
             Policy.load(path)
-    for about in ("[]", "{", json.dumps({"format": export_decide.FORMAT})):
+    for about in ("[]", "{", "[" * 100_000, json.dumps({"format": export_decide.FORMAT})):
         np.savez(path, about=np.array(about))
         with pytest.raises(ValueError, match=r"p\.npz: no policy: "):
             Policy.load(path)
+    with pytest.raises(FileNotFoundError):
+        Policy.load(tmp_path / "none.npz")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays, about: arrays.pop("log_price"),
+        lambda arrays, about: arrays.update({"mix.weight": arrays["mix.weight"][:, 1:]}),
+        lambda arrays, about: arrays.update({"mix.weight": arrays["mix.weight"].astype(np.float64)}),
+        lambda arrays, about: arrays.update({"score.weight": arrays["score.weight"] * np.float32(np.nan)}),
+        lambda arrays, about: arrays.update({"log_scale": np.float32(200.0)}),
+        lambda arrays, about: about.update(config=3),
+        lambda arrays, about: about["config"].pop("alpha"),
+        lambda arrays, about: about["constants"].update(tie="a"),
+    ],
+)
+def test_the_module_refuses_files_that_it_could_not_decide_by(tmp_path, change):
+    write_numpy(tmp_path, make_network())
+    with np.load(tmp_path / POLICY_NPZ) as file:
+        arrays = {name: file[name] for name in file.files}
+    about = json.loads(str(arrays.pop("about")))
+    Policy.load(tmp_path / POLICY_NPZ)
+    change(arrays, about)
+    np.savez(tmp_path / "p.npz", about=np.array(json.dumps(about)), **arrays)
+    with pytest.raises(ValueError, match=r"p\.npz: no policy: "):
+        Policy.load(tmp_path / "p.npz")
+
+
+def test_a_file_damaged_anywhere_is_a_policy_or_refused(tmp_path):
+    write_numpy(tmp_path, make_network())
+    whole, rng = (tmp_path / POLICY_NPZ).read_bytes(), np.random.default_rng(0)
+    path, refused = tmp_path / "p.npz", 0
+    for _ in range(300):
+        content = bytearray(whole)
+        for place in rng.integers(len(whole), size=8):
+            content[place] = rng.integers(256)
+        path.write_bytes(content)
+        try:
+            Policy.load(path)
+        except ValueError as error:
+            refused += "no policy" in str(error)
+    assert refused > 200

@@ -23,7 +23,7 @@ from agents.seen import Seen
 from agents.shield import Reason, Shielded, shielded
 from agents.shield_kernel import hasten
 from agents.shield_play import POLICY, RULE, USUAL, ShieldedPlay, reserved, within_budget
-from envs.observation import ObservationLayout
+from envs.observation import ObservationKind, ObservationLayout, Observer
 from envs.reward import RewardWeights
 from envs.world import World
 from numa_rl.machines.builders import eight_socket_cube, four_socket
@@ -199,12 +199,18 @@ def test_what_is_counted_is_what_happens() -> None:
 def test_without_a_budget_the_policy_has_its_way() -> None:
     here = world()
     free = ShieldedPlay(shield(), slack=1e6, stop=1e6, **SMALL).play(here, *rows(here))
-    alone, _ = played(BestScore(Chance()), here, *rows(here))
     usual, _ = played(PricedGreedy(), here, *rows(here))
     assert (free.actions[:, 0] == usual[:, 0]).all()  # before the first task nothing can be foreseen
+    simulator = Simulator(here.topologies, here.workload, len(usual), window_s=here.window_s)
+    observer = Observer(simulator, here.weights, ObservationKind.FULL)
+    simulator.reset(rows(here)[1], machines=rows(here)[0])
+    for task in range(here.workload.num_tasks):
+        choice = shield().choose(observer.observe())
+        wanted = np.stack(np.divmod(choice.pair, simulator.num_nodes), axis=1)
+        sure = (choice.reason == Reason.POLICY)[:, None] & (task > 0)
+        np.testing.assert_array_equal(free.actions[:, task], np.where(sure, wanted, usual[:, task]))
+        simulator.step(free.actions[:, task])
     assert free.reasons[:, Reason.POLICY].sum() > 12
-    assert (free.actions != usual).any()
-    assert alone.shape == free.actions.shape
 
 
 def test_a_bad_policy_costs_little_under_the_shield_and_much_without() -> None:

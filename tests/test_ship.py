@@ -12,7 +12,8 @@ from test_course import CONFIG, RULE
 
 from agents.ppo.config import as_json
 from agents.ppo.course import Course
-from agents.ppo.storage import load_policy
+from agents.ppo.scorers import make_scorer
+from agents.ppo.storage import LearnedScheduler, load_policy
 from agents.shipped import MODEL_CARD, POLICY, policy_file
 from experiments.ship import Ship
 from experiments.suite.command import Suite
@@ -80,6 +81,27 @@ def test_what_is_missing_is_named_and_nothing_is_written(shipped, tmp_path, chan
     assert not list(tmp_path.iterdir())
 
 
+def test_tables_that_another_run_left_are_not_on_the_card(shipped, tmp_path):
+    stale = shipped / "suite" / "learned-learned+shield.csv"
+    stale.write_text("cells,one setting\nall,-99%\n")
+    try:
+        ship(shipped, policy=tmp_path / "p", card=tmp_path / "c").run()
+    finally:
+        stale.unlink()
+    card = (tmp_path / "c").read_text()
+    assert "-99%" not in card
+    assert card.count("| cells |") == 1
+
+
+@pytest.mark.parametrize("changes", [{"encoder": "flat"}, {"prior": False}], ids=str)
+def test_a_network_that_the_card_would_not_be_true_of_is_refused(shipped, tmp_path, monkeypatch, changes):
+    policy, about = load_policy(shipped / "run" / "policy.safetensors")
+    other = LearnedScheduler(make_scorer(replace(policy.scorer.config, **changes)))
+    monkeypatch.setattr("agents.ppo.storage.load_policy", lambda path: (other, about))
+    with pytest.raises(ValueError, match="must serve machines of any size and start from the rule, got encoder"):
+        ship(shipped, policy=tmp_path / "p", card=tmp_path / "c").run()
+
+
 def test_a_card_without_a_place_of_its_own_lies_beside_the_policy(shipped, tmp_path):
     packaged = MODEL_CARD.read_bytes()
     replace(ship(shipped, policy=tmp_path / "p.safetensors"), card=None).run()
@@ -98,6 +120,7 @@ def test_card_and_policy_must_be_two_files(shipped, tmp_path):
     [
         ({"scenario": "stream-cube"}, "must be trained on 'suite', got one trained on 'stream-cube'"),
         ({"cells": None}, "not a run and its suite: TypeError"),
+        ({"cells": {"stream/chapter-2-socket": "another"}}, "must hold all cells taught, as they were, and stream/cha"),
     ],
 )
 def test_a_policy_of_another_kind_of_run_is_refused(shipped, tmp_path, monkeypatch, changes, message):

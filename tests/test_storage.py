@@ -362,6 +362,8 @@ def test_wrong_weights_are_refused(path):
     for value in (float("nan"), float("inf"), -float("inf")):
         check("score.weight", torch.full(shape, value), r"'score\.weight' must be finite, got NaN or infinity")
     check("log_scale", torch.tensor(float("nan")), r"'log_scale' must be finite")
+    check("log_scale", torch.tensor(200.0), r"'log_scale' must lie within \+-30, got 200: .* overflow")
+    check("score.weight", torch.full(shape, -3e30), r"'score\.weight' must lie within \+-10000, got 3e\+30")
 
 
 @pytest.mark.parametrize("dtype", ["F4", "F8_E8M0", "F6_E2M3", "F8_E4M3", "BF16", "C64", "U64", "BOOL", "X9"])

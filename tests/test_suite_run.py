@@ -279,8 +279,12 @@ def test_a_learned_policy_plays_too(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert said[1].startswith("The policy was trained on ")
     assert "learned against each cell's best rule: " in said[2]
     before = LearnedPlayer.read(path).inputs
+    old = LearnedPlayer.read(path).make()
     save_untrained(path, 6)
-    assert LearnedPlayer.read(path).inputs != before
+    player = LearnedPlayer.read(path)
+    assert player.inputs != before
+    new = player.make()  # and not what was read from the same path before
+    assert [each.scorer.config.pair_width for each in (old, new)] == [5, 6]
 
 
 @pytest.mark.parametrize(

@@ -21,12 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from agents.ppo.config import PolicyConfig
-from agents.ppo.scorer import CLOSED, NUM_PRICES, PairScorer
+from agents.ppo.scorer import CLOSED, NODE_GROUPS, NUM_PRICES, PairScorer
 from envs.observation_kernel import TaskFeature
 
 MOST_NODES = 16  # of the flat network
 FLAT_WIDTH = 128  # of each of its two hidden layers
-NODE_GROUPS = ("memory", "queue", "data", "inputs", "access", "last", "migration", "task_mask", "data_mask", "nodes")
 ATTENTION_HEADS, HEAD_WIDTH = 2, 8
 EDGE_GROUPS = ("communication", "latency", "bandwidth")
 PAIR_GROUPS = ("communication", "estimate", "congestion", "latency", "bandwidth")

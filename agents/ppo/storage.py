@@ -35,6 +35,7 @@ from envs.observation_kernel import Float32
 
 FORMAT = "numa-rl policy 1"
 METADATA_KEY = "numa_rl"
+MOST_WEIGHT, MOST_LOGARITHM = 1e4, 30.0  # beyond what any training comes near; of a `log_` weight the second
 PACKAGES = ("numa-rl", "torch", "stable-baselines3", "gymnasium", "numpy")
 
 
@@ -178,6 +179,12 @@ def load_weights(path: Path, module: torch.nn.Module, tensors: Mapping[str, Tens
             )
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{path}: weight {name!r} must be finite, got NaN or infinity.")
+        most = MOST_LOGARITHM if name.startswith("log_") else MOST_WEIGHT
+        if tensor.numel() and float(tensor.abs().max()) > most:
+            raise ValueError(
+                f"{path}: weight {name!r} must lie within +-{most:g}, got {float(tensor.abs().max()):.3g}: what is "
+                "reckoned with it would overflow."
+            )
     module.load_state_dict(dict(tensors))
 
 

@@ -5,7 +5,6 @@ It goes on where it stood: trainings from their checkpoints, plays from the suit
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ import tyro
 from rich.console import Console
 
 from agents.ppo.config import TrainingConfig, as_json
-from experiments.files import require_writable, write_bytes, write_json
+from experiments.files import file_digest, require_writable, write_bytes, write_json
 from experiments.studies.ablation_play import (
     IN_WORDS,
     by_part,
@@ -90,7 +89,8 @@ class Ablations:
         counts = replace(definition.counts, test_episodes=episodes, oracle_episodes=1)  # the oracle does not play
         runner = Runner(Cache(CACHE), self.workers or os.cpu_count() or 1, SEED)
         with console.status("making cells") as status:
-            cells = [*definition.cells(), *drawn_cells(definition, self.drawn_machines, SEED)]
+            known = definition.cells()
+            cells = [*known, *drawn_cells(definition, self.drawn_machines, SEED)]
             runner = replace(runner, on_progress=lambda part, done, of: status.update(f"{part}: {done} of {of} pieces"))
             yardstick = yardstick_costs(cells, counts, self.against, runner)
         rows: list[Row] = []
@@ -98,7 +98,7 @@ class Ablations:
             costs, policies = [], []
             for folder, train in trainings:
                 console.print(f"{name}, seed {train.config.seed}; left out: {VARIANTS[name].what}.", highlight=False)
-                done = _finished(folder, train, cells)
+                done = _finished(folder, train, known)
                 path = folder / POLICY if done else train_policy(train, folder, console, resume=True)
                 with console.status(f"playing {name}"):
                     costs.append(normalised_costs(path, name, cells, yardstick, runner))
@@ -169,14 +169,15 @@ def _prepare(folder: Path, train: Train, *, overwrite: bool) -> None:
 
 
 def _finished(folder: Path, train: Train, cells: Sequence[Cell]) -> bool:
-    """Whether a training has reached its end, on the training cells as they are now."""
+    """Whether a training has reached its end, on the suite's cells as they are now."""
     from agents.ppo.storage import read_tensors
 
     try:
         _, about = read_tensors(folder / CHECKPOINT)
     except ValueError:
         return False
-    learned_from = {cell.name: cell.scenario.content_hash for cell in cells if not cell.held_out}
+    taught = [cell for cell in cells if train.config.teacher.held_out or not cell.held_out]
+    learned_from = {cell.name: cell.scenario.content_hash for cell in taught}
     return about.get("update") == train.config.num_teacher_updates and about.get("cells") == learned_from
 
 
@@ -190,7 +191,7 @@ def _told(path: Path, config: TrainingConfig) -> dict[str, Any]:
     return {
         "seed": config.seed,
         "file": str(path),
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": file_digest(path),
         "weights": sum(tensor.numel() for name, tensor in tensors.items() if not name.startswith(PREFIX)),
         "updates": config.num_teacher_updates,
         **{f"kept_{key}": value for key, value in kept.items()},

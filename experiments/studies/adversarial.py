@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from rich.table import Table
 
 from agents.shield import MARGIN, Reason
 from agents.shield_play import ShieldedPlay
-from experiments.files import require_outputs, write_json
+from experiments.files import file_digest, require_outputs, write_json
 from experiments.shielding import load_shield
 from experiments.studies.adversarial_search import Found, Play, Trial, both, search, try_situation
 from experiments.studies.adversarial_situations import DRAWN, Situation, Space
@@ -83,8 +82,10 @@ class Adversarial:
         if self.episodes < self.episodes_each:
             raise ValueError(f"--episodes must be >= --episodes-each ({self.episodes_each}), got {self.episodes}.")
         require_at_least(0, self.seed, "--seed")
-        if self.json is not None and self.replay is not None:
-            raise ValueError(f"--json and --replay exclude each other, got {str(self.json)!r}.")
+        for item in fields(self) if self.replay is not None else ():
+            if item.name not in ("policy", "replay") and getattr(self, item.name) != item.default:
+                option, value = f"--{item.name.replace('_', '-')}", getattr(self, item.name)
+                raise ValueError(f"{option} and --replay exclude each other: all else is in the file, got {value!r}.")
         require_outputs({"--json": self.json}, {"--policy": self.policy})
         console = Console()
         definition = read_definition(STANDARD)
@@ -129,7 +130,7 @@ class Adversarial:
         """What is written, as JSON values."""
         return {
             "format": FORMAT,
-            "policy": _digest(self.policy),
+            "policy": file_digest(self.policy),
             "rule": asdict(play.shield.rule),
             "shield": {name: getattr(play, name) for name in SETTINGS} | {"margin": play.shield.margin},
             "seed": self.seed,
@@ -145,25 +146,24 @@ class Adversarial:
             },
         }
 
-    def _replayed(self, definition: Definition, path: Path) -> list[tuple[str, Trial, list[float]]]:
-        """The worst situations of a file, played again: the search's name, how it went now, and the costs written."""
+    def _replayed(self, definition: Definition, path: Path) -> list[tuple[str, Trial, bool]]:
+        """The worst situations of a file, played again: the search's name, how it went now, and whether as written."""
         content = read_found(path)
-        if content["policy"] != _digest(self.policy):
+        if content["policy"] != file_digest(self.policy):
             raise ValueError(f"{path}: was found for another policy than {str(self.policy)!r}.")
         settings = content["shield"]
         try:
             play = load_shield(self.policy, margin=settings["margin"], **{name: settings[name] for name in SETTINGS})
             plays: Mapping[str, Play] = both(play)
             space = Space(definition, [DRAWN])
-            return [
-                (
-                    name,
-                    try_situation(plays[name], Situation.from_dict(each["situation"]), space, content["episodes_each"]),
-                    [float(cost) for cost in each["cost"]],
-                )
-                for name, found in content["searches"].items()
-                for each in found["worst"]
-            ]
+            replayed = []
+            for name, found in content["searches"].items():
+                for each in found["worst"]:
+                    situation = Situation.from_dict(each["situation"])
+                    trial = try_situation(plays[name], situation, space, content["episodes_each"])
+                    now = {"cost": trial.cost.tolist(), "rule_cost": trial.rule_cost.tolist()}
+                    replayed.append((name, trial, all(each[key] == costs for key, costs in now.items())))
+            return replayed
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: not what this command wrote: {type(error).__name__} {error}.") from error
         except ValueError as error:
@@ -194,11 +194,6 @@ def read_found(path: Path) -> dict[str, Any]:
     return content
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def print_found(found: Mapping[str, Found], console: Console) -> None:
     """Print what each search found, and the worst situations."""
     table = _table("", "situations", "on average", "worst situation", "worst episode")
@@ -226,12 +221,11 @@ def print_found(found: Mapping[str, Found], console: Console) -> None:
     console.print(f"Decisions under the shield, on average: {shares}.", highlight=False)
 
 
-def print_replay(replayed: list[tuple[str, Trial, list[float]]], console: Console) -> None:
+def print_replay(replayed: list[tuple[str, Trial, bool]], console: Console) -> None:
     """Print how situations went when they were played again."""
     table = _table("", "worst episode", "as written", "situation")
-    for name, trial, written in replayed:
-        same = "yes" if trial.cost.tolist() == written else "no"
-        table.add_row(name, _percent(trial.worst), same, _described(trial.situation))
+    for name, trial, same in replayed:
+        table.add_row(name, _percent(trial.worst), "yes" if same else "no", _described(trial.situation))
     console.print(table)
 
 

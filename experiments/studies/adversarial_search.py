@@ -10,7 +10,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from agents.lookahead_scores import BestScore
 from agents.oracle.plays import played
+from agents.rules.greedy import PricedGreedy
 from agents.scheduler import Scheduler
 from agents.shield import Reason
 from agents.shield_play import ShieldedPlay
@@ -82,11 +83,12 @@ class Trial:
 Play = Callable[[World], tuple[F64, F64, dict[str, int]]]  # costs, the rule's, and why it decided
 
 
-def unshielded(policy: Scheduler, rule: Scheduler) -> Play:
-    """How the policy and the rule fare, each alone."""
+def unshielded(policy: Scheduler, rule: PricedGreedy) -> Play:
+    """How the policy and the rule fare, each alone; the rule weighs T_comm as the world does, as under the shield."""
 
     def play(world: World) -> tuple[F64, F64, dict[str, int]]:
-        costs = [played(who, world, *_rows(world))[1] / world.workload.num_tasks for who in (policy, rule)]
+        here = replace(rule, alpha=world.weights.alpha)
+        costs = [played(who, world, *_rows(world))[1] / world.workload.num_tasks for who in (policy, here)]
         return costs[0], costs[1], {}
 
     return play

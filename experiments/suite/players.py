@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from agents.planners.catalog import make_planner, planner_names
 from agents.rules.catalog import RULES, make_rule
 from agents.rules.greedy import PricedGreedy
 from agents.scheduler import Planner, Scheduler
+from experiments.files import file_digest
 from experiments.shielding import load_shield
 from experiments.suite.sources import AGENTS, LEARNED, ORACLE, PLANNER, RULE, code_digest
 from numa_rl.compilation import source_digest
@@ -98,13 +98,13 @@ class LearnedPlayer(Player):
         Raises:
             ValueError: the file is missing, damaged, or no policy.
         """
-        policy, about = _load(path)
-        trained_on = str(about.get("scenario", "an unknown scenario"))
-        return cls(policy.name, path, hashlib.sha256(path.read_bytes()).hexdigest(), trained_on)
+        digest = file_digest(path)
+        policy, about = _load(path, digest)
+        return cls(policy.name, path, digest, str(about.get("scenario", "an unknown scenario")))
 
     def make(self) -> Scheduler:
         """See `Player.make`."""
-        return _load(self.path)[0]
+        return _load(self.path, self.digest)[0]
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -205,7 +205,8 @@ class OraclePlayer(Player):
 
 
 @lru_cache(maxsize=1)
-def _load(path: Path) -> tuple[Scheduler, Mapping[str, Any]]:
+def _load(path: Path, digest: str) -> tuple[Scheduler, Mapping[str, Any]]:
+    """The policy in a file of this content: one that is written anew is read anew."""
     import torch  # takes a second: only who needs it waits
 
     from agents.ppo.storage import load_policy
