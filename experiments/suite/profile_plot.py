@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,11 @@ from experiments.plots import LEARNED as LEARNED_COLOR
 from experiments.plots import OTHER, png
 from experiments.suite.definition import Cell
 from experiments.suite.results import TO_CELL, TO_SUITE, Line, SuiteResult
-from experiments.suite.sources import LEARNED, ORACLE
+from experiments.suite.sources import LEARNED, ORACLE, RULE
 
 # Of those with the most runs near the best.
 COLORS = ("#1b4965", "#2a9d8f", "#e9a23b", "#8e5ea2", "#5fa8d3", "#7a9e3f")
+LEARNED_COLORS = (LEARNED_COLOR, "#7d1128", "#f4a3ad")  # of a policy alone, and of the same one with help
 LIMITS = np.geomspace(0.7, 4.0, 400)
 TICKS = (0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
 
@@ -63,10 +65,13 @@ def _curves(result: SuiteResult, cells: Sequence[Cell], tuning: str) -> list[_Cu
 
 def _colors(curves: Sequence[_Curve]) -> dict[str, str]:
     """The colour of each scheduler that has one of its own, the same in all panels."""
-    special = {LEARNED: LEARNED_COLOR, ORACLE: "black"}
-    plain = [curve.line.player.name for curve in curves if curve.line.player.kind not in special]
-    colors = dict(zip(plain, COLORS, strict=False))
-    return colors | {c.line.player.name: special[c.line.player.kind] for c in curves if c.line.player.kind in special}
+    names: dict[str, list[str]] = {}
+    for curve in curves:
+        kind = curve.line.player.kind
+        names.setdefault(kind if kind in (LEARNED, ORACLE) else RULE, []).append(curve.line.player.name)
+    learned = zip(sorted(names.get(LEARNED, ())), cycle(LEARNED_COLORS), strict=False)
+    plain = zip(names.get(RULE, ()), COLORS, strict=False)
+    return dict(plain) | dict(learned) | dict.fromkeys(names.get(ORACLE, ()), "black")
 
 
 def _panel(axes: Axes, curves: Sequence[_Curve], colors: Mapping[str, str]) -> None:
