@@ -144,7 +144,7 @@ def _model(course: Course, variant: Variant, seed: int, start: Path | None) -> P
 
 
 class _Falling(BaseCallback):
-    """Lets the weight of the entropy fall linearly to zero."""
+    """Lets the weight of the entropy fall linearly, by the same step each time."""
 
     def __init__(self, entropy: float) -> None:
         super().__init__()

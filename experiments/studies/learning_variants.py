@@ -27,8 +27,8 @@ class Variant:
         ppo: Stable-Baselines3's settings.
         group: rows that play the same episodes, each judged against the others [1].
         critic: "shared": the policy's value head; "own": a network apart; "future": the same, told what is to come.
-        rate_falls: whether the learning rate falls linearly to zero.
-        entropy: weight of the entropy at the start; it falls linearly to zero.
+        rate_falls: whether the learning rate falls linearly, see `PPOConfig.falling_rate`.
+        entropy: weight of the entropy at the start; it falls linearly likewise.
         normalise_returns: whether rewards are divided by the running deviation of the returns [2].
         what_if_depth: decisions followed to say what a decision saves over the rule's; 0 learns from the cost itself.
 
@@ -78,7 +78,7 @@ def variants(ppo: PPOConfig) -> Mapping[str, Variant]:
         "critic-future": changed("a critic apart that is told of the next 5, 20 and 60 tasks", critic="future"),
         "group-future": changed("group and critic-future together", group=GROUP, critic="future"),
         "constant-rate": changed("a learning rate that does not fall", rate_falls=False),
-        "entropy": changed("a bonus of 0.003 on entropy that falls to zero", entropy=0.003),
+        "entropy": changed("a bonus of 0.003 on entropy that falls", entropy=0.003),
         "returns": changed("rewards over the running deviation of the returns", normalise_returns=True),
         "large-batch": changed("rollouts of four times as many rows, batches likewise", _times(ppo, 4)),
         "small-batch": changed("batches of a quarter", {"batch_size": max(2, ppo.batch_size // 4)}),
