@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from types import FrameType
 from typing import NoReturn, Self
 
 BAD_INPUT = 2  # exit code
 INTERRUPTED = 130  # exit code of a shell command ended by Ctrl-C
+BOUNCE_S = 1.0  # another Ctrl-C so soon is the same one: `timeout` sends each twice, and it must not stop what saves
 
 
 def main() -> None:
@@ -40,6 +42,7 @@ class Interrupts:
     def __init__(self) -> None:
         """None came yet."""
         self.came = False
+        self._at = -BOUNCE_S
         self._tell = sys.unraisablehook
 
     def __enter__(self) -> Self:
@@ -57,7 +60,10 @@ class Interrupts:
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self.came = True
-        raise KeyboardInterrupt
+        again = time.monotonic() - self._at < BOUNCE_S
+        self._at = time.monotonic()
+        if not again:
+            raise KeyboardInterrupt
 
 
 def _told(error: Exception) -> str | None:

@@ -141,7 +141,10 @@ class Policy:
         Raises:
             ValueError: as `logits`.
         """
-        logits = self.logits(rows)
+        with np.errstate(over="ignore", invalid="ignore"):
+            logits = self.logits(rows)
+        if not np.isfinite(logits).all():
+            raise ValueError("rows must be numbers to reckon with, got some so large that logits overflow.")
         best = logits.max(axis=1, keepdims=True)
         pairs = (logits >= best - np.float32(self.constants["tie"])).argmax(axis=1)
         return np.stack(np.divmod(pairs, num_nodes_of(rows)), axis=1)
@@ -248,6 +251,8 @@ def num_nodes_of(rows: Float32) -> int:
         raise ValueError(f"rows must be float32 of shape (B, size), B >= 1, got {rows.dtype} of shape {rows.shape}.")
     if not np.isfinite(rows).all():
         raise ValueError("rows must be finite, got NaN or infinity.")
+    if rows.min() < 0.0:
+        raise ValueError(f"rows must be 0 or more, got {rows.min()}.")
     for n in range(1, MOST_NODES + 1):
         if row_size(n) == rows.shape[1]:
             return n

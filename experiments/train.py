@@ -81,6 +81,10 @@ class Train:
             require_at_least(1, self.train_episodes, "--train-episodes")
             require_at_least(1, self.validation_episodes, "--validation-episodes")
             require_used(self)
+            if self.config.device != "cpu":
+                from agents.ppo.devices import chosen_device  # torch takes seconds
+
+                chosen_device(self.config.device)
             name = SUITE if self.scenario == SUITE else load_scenario(self.scenario).name
             train, folder = self, self.out or Path("runs") / name
             prepare(folder, train)
@@ -255,7 +259,9 @@ def _read_run(folder: Path) -> Train:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"--resume must be the folder of a run, got {str(folder)!r}: {error.strerror}.") from error
+        raise ValueError(
+            f"--resume must be the folder of a run, got {str(folder)!r}: {RUN_FILE}: {error.strerror}."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error}).") from error
     try:

@@ -242,6 +242,11 @@ def test_a_study_goes_on_where_it_stood(
     assert "| two-heads |" in (suite / "runs/ablations/ablations.md").read_text()
 
 
+def test_two_numbers_of_labels_are_refused():
+    with pytest.raises(ValueError, match=r"--labels and --teacher\.labels exclude each other, got 10"):
+        study(labels=10, config=TINY).run()
+
+
 def test_a_row_taught_the_held_out_cells_is_known_to_be_finished_too(suite: Path, monkeypatch: pytest.MonkeyPatch):
     study(rows=("held-out-too",)).run()
 
@@ -313,10 +318,11 @@ def test_policies_of_other_settings_are_kept_unless_told_otherwise(suite: Path, 
 
 
 def test_other_settings_are_trained_anew_when_asked_for(suite: Path):
+    others = replace(TINY, teacher=replace(TINY.teacher, labels=32))
     study(rows=(FULL,)).run()
     with pytest.raises(ValueError, match=r"use another --out, or --overwrite"):
-        study(rows=(FULL,), labels=32).run()
-    study(rows=(FULL,), labels=32, overwrite=True).run()
+        study(rows=(FULL,), config=others).run()
+    study(rows=(FULL,), config=others, overwrite=True).run()
     assert written(suite)["labels"] == 32
     assert written(suite)["rows"][0]["policies"][0]["updates"] == 2
 

@@ -288,7 +288,12 @@ def test_what_the_command_writes_can_be_played_again(
     path.write_text(json.dumps(found))
     Adversarial(policy, replay=path).run()
     assert capsys.readouterr().out.count(" no ") == 2
-    for broken in ({"policy": "another"}, {"shield": {}}, {"searches": {"shielded": {"worst": [{}]}}}):
+    for broken in (
+        {"rule": found["rule"] | {"alpha": 3.0}},
+        {"policy": "another"},
+        {"shield": {}},
+        {"searches": {"shielded": {"worst": [{}]}}},
+    ):
         path.write_text(json.dumps(found | broken))
         with pytest.raises(ValueError, match=r"found\.json: "):
             Adversarial(policy, replay=path).run()

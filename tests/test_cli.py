@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from command_line import SMALL_SCENARIO, Run, refused
 
+from experiments import cli
 from experiments.cli import BAD_INPUT, INTERRUPTED
 from experiments.scenario import scenario_names
 from numa_rl.machines.catalog import machine_names
@@ -155,6 +156,19 @@ def test_an_interrupt_that_a_callback_swallows_ends_as_any_other(numa_rl, monkey
     ended = numa_rl("exercises")
     assert (ended.code, ended.err) == (INTERRUPTED, "numa-rl: stopped\n")
     assert (signal.getsignal(signal.SIGINT), sys.unraisablehook) == before
+
+
+def test_ctrl_c_that_comes_twice_at_once_is_one(monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
+    with cli.Interrupts():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        now[0] += 0.5
+        signal.raise_signal(signal.SIGINT)  # what saves meanwhile goes on
+        now[0] += 2.0
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_an_error_of_our_own_keeps_its_traceback(numa_rl, monkeypatch):

@@ -163,6 +163,15 @@ def test_a_damaged_note_of_a_run_is_refused(numa_rl, small, trained, change):
     refused(numa_rl("train", "--resume", trained), f"{note}: must")
 
 
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(numa_rl, small):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    refused(numa_rl("train", "--scenario", small, "--out", "runs/x", "--device", "cuda"), "device must be one that is")
+    assert not Path("runs").exists()
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "[" * 100_000])
 def test_a_note_that_is_no_json_object_is_refused(numa_rl, text):
     Path("old").mkdir()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from small_suite import small
 
 from agents.evaluation import evaluate
+from agents.ppo import course as course_module
 from agents.ppo.checkpoint import read_labels, write_labels
 from agents.ppo.config import TeacherConfig, TrainingConfig
 from agents.ppo.course import Course, Exam, Lesson
@@ -159,6 +162,22 @@ def test_a_run_stopped_in_the_midst_of_learning_goes_on_from_the_update_before(m
     again.run()
     assert all(np.array_equal(one, other) for one, other in zip(weights(again), weights(whole[0]), strict=True))
     assert again.best_gap == whole[0].best_gap
+
+
+def test_a_second_interruption_does_not_stop_what_saves(make, tmp_path, monkeypatch):
+    honest = course_module.write_tensors
+
+    def interrupted(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        honest(*args)
+
+    monkeypatch.setattr(course_module, "write_tensors", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, on_progress=Stop(2)).run()
+    again = make(tmp_path)
+    again.resume()
+    assert again.update == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_another_seed_learns_something_else(make, tmp_path, whole):

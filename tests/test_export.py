@@ -272,6 +272,8 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch):
         (np.zeros((0, 51), np.float32), r"B >= 1, got float32 of shape \(0, 51\)"),
         ([1, 2], "rows must be a numpy array, got list"),
         (np.full((1, ObservationLayout(2).size), np.nan, np.float32), "rows must be finite"),
+        (np.full((1, ObservationLayout(2).size), -5, np.float32), r"rows must be 0 or more, got -5\.0"),
+        (np.full((1, ObservationLayout(2).size), 3e38, np.float32), "so large that logits overflow"),
         (np.zeros((1, ObservationLayout(2).size), np.float32), "an open placement, got none in row 0"),
         (np.zeros((1, 52), np.float32), r"no machine of up to 128 nodes has rows of 52 values"),
     ],

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import Tensor
@@ -14,6 +18,22 @@ from agents.ppo.teacher import Labels
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam remembers of a parameter
 LABELS_FORMAT = "numa-rl labels 2"
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let Ctrl-C wait until what is within is done: who saves on one must not be stopped by the next."""
+    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+        yield
+        return
+    came: list[FrameType | None] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: came.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
+        if came and callable(before):
+            before(signal.SIGINT, came[0])
 
 
 def moments(which: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

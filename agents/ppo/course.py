@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from agents.evaluation import evaluate
-from agents.ppo.checkpoint import moments, read_labels, restore_optimizer, under, write_labels
+from agents.ppo.checkpoint import moments, read_labels, restore_optimizer, under, undisturbed, write_labels
 from agents.ppo.config import TrainingConfig, as_json
 from agents.ppo.devices import chosen_device
 from agents.ppo.memory import keep_freed_memory
@@ -167,7 +167,8 @@ class Course:
                 while self.update < self.config.num_teacher_updates:
                     self._one_update(writer)
             finally:
-                self._write_checkpoint()
+                with undisturbed():
+                    self._write_checkpoint()
 
     def _one_update(self, writer: SummaryWriter) -> None:
         """Label, learn, and judge when it is time."""

@@ -31,7 +31,7 @@ from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor
 
 from agents.evaluation import evaluate
-from agents.ppo.checkpoint import moments, read_labels, restore_optimizer, under, write_labels
+from agents.ppo.checkpoint import moments, read_labels, restore_optimizer, under, undisturbed, write_labels
 from agents.ppo.config import TrainingConfig, as_json
 from agents.ppo.dashboard import Dashboard
 from agents.ppo.devices import chosen_device
@@ -190,8 +190,9 @@ class Trainer:
                 self._run_ppo()
             self._take_snapshot(self.env.rows)
         finally:
-            self._write_checkpoint()
-            self.dashboard.flush()
+            with undisturbed():
+                self._write_checkpoint()
+                self.dashboard.flush()
 
     def _keep_labels(self) -> None:
         """Keep the newest labels beside the checkpoint."""

@@ -125,6 +125,8 @@ class Ablations:
         require_at_least(0, self.drawn_machines, "--drawn-machines")
         config = self.config
         if self.labels is not None:
+            if config.teacher.labels != TrainingConfig().teacher.labels:
+                raise ValueError(f"--labels and --teacher.labels exclude each other, got {self.labels}.")
             config = replace(config, teacher=replace(config.teacher, labels=self.labels))
         require_writable(self.out / "ablations.json", "--out")
         configs = [replace(config, seed=seed) for seed in range(config.seed, config.seed + self.seeds)]

@@ -153,6 +153,9 @@ class Adversarial:
             raise ValueError(f"{path}: was found for another policy than {str(self.policy)!r}.")
         settings = content["shield"]
         try:
+            rule = asdict(load_shield(self.policy).shield.rule)
+            if content["rule"] != rule:
+                raise ValueError(f"rule must be the policy's own, {rule}, got {content['rule']!r:.200}.")
             play = load_shield(self.policy, margin=settings["margin"], **{name: settings[name] for name in SETTINGS})
             plays: Mapping[str, Play] = both(play)
             space = Space(definition, [DRAWN])
@@ -161,8 +164,7 @@ class Adversarial:
                 for each in found["worst"]:
                     situation = Situation.from_dict(each["situation"])
                     trial = try_situation(plays[name], situation, space, content["episodes_each"])
-                    now = {"cost": trial.cost.tolist(), "rule_cost": trial.rule_cost.tolist()}
-                    replayed.append((name, trial, all(each[key] == costs for key, costs in now.items())))
+                    replayed.append((name, trial, trial.to_dict() == each))
             return replayed
         except (LookupError, TypeError, AttributeError) as error:
             raise ValueError(f"{path}: not what this command wrote: {type(error).__name__} {error}.") from error
@@ -210,7 +212,7 @@ def print_found(found: Mapping[str, Found], console: Console) -> None:
         highlight=False,
     )
     for name, each in found.items():
-        console.print(f"Worst, {name}:", highlight=False)
+        console.print(f"Situations with the worst episodes, {name}:", highlight=False)
         for trial in each.worst(3):
             console.print(f"  {_percent(trial.worst)} {_described(trial.situation)}", highlight=False, markup=False)
         if each.num_failed:
@@ -219,6 +221,12 @@ def print_found(found: Mapping[str, Found], console: Console) -> None:
     total = max(sum(decided.values()), 1)
     shares = ", ".join(f"{name} {count / total:.0%}" for name, count in decided.items())
     console.print(f"Decisions under the shield, on average: {shares}.", highlight=False)
+    console.print(
+        "agreed: the policy would do as the rule; policy: it decides otherwise; the rule decides where the advantage "
+        "is small, where training saw nothing alike (unseen), or where the policy might get too far behind (budget).",
+        style="dim",
+        highlight=False,
+    )
 
 
 def print_replay(replayed: list[tuple[str, Trial, bool]], console: Console) -> None:
