@@ -130,7 +130,7 @@ def _suite_about(path: Path) -> dict[str, Any]:
 
 def _learned(rows: list[dict[str, Any]]) -> list[str]:
     """Names of the learned policies among a suite's rows, the plain one first: tables of other runs may lie beside."""
-    return sorted({row["scheduler"] for row in rows if row["kind"] == LEARNED}, key=len)
+    return sorted({row["scheduler"] for row in rows if row["kind"] == LEARNED}, key=lambda name: (len(name), name))
 
 
 def _rows(path: Path) -> list[list[str]]:

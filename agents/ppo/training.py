@@ -282,7 +282,9 @@ class Trainer:
             found = {"validation_cost": self.best_cost, "update": self.update, "git_revision": self.git_revision}
             about = self.about | found
             states = [part.observation for part in self.teacher.memory] if self._teaching else [self.rollout_states]
-            save_policy(self.policy_path, self.policy.scorer, about, Seen.fit(states) if self.update else None)
+            save_policy(
+                self.policy_path, self.policy.scorer, about, Seen.fit(states) if sum(map(len, states)) > 1 else None
+            )
         self.dashboard.validated(self.decisions, self.last_cost, self.best_cost)
 
     def _take_snapshot(self, rows: Rows) -> None:
